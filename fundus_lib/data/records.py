@@ -1,0 +1,163 @@
+"""One image on disk as a record, and how label files, pictures and masks are read without surprises."""
+
+import functools
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageFilter
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises
+
+
+class DataError(ValueError):
+    """A file that cannot be read as what it claims to be; the message names it and the remedy."""
+
+
+class Record(NamedTuple):
+    """One labelled image, its files as absolute paths."""
+
+    id: str
+    path: Path
+    dataset: str
+    modality: str  # CFP | OCT | UWF | FFA
+    labels: tuple[str, ...]  # canonical terms
+    split: str  # train | val | test, as published
+    patient: str | None = None
+    masks: tuple[tuple[str, Path], ...] = ()  # (finding, file)
+    laterality: str | None = None  # right | left
+
+
+class Problem(NamedTuple):
+    """Something left out, or contradicting itself. `row` counts the header of a label file as row 1."""
+
+    dataset: str
+    file: str | Path
+    row: int | None
+    reason: str
+
+
+@functools.cache
+def codes(dataset: str) -> dict[str, str]:
+    """The data set's own label codes -> canonical label. A code means something inside its own data set only."""
+    table = json.loads((Path(__file__).parents[1] / "references/labels.json").read_text("utf-8"))
+    entry = next(entry for entry in table["datasets"] if entry["dataset"] == dataset)
+    return {label["original"]: label["canonical"] for label in entry["labels"]}
+
+
+def plain(name: str) -> str:
+    """A folder name without what archives do to it: "A.%20Segmentation", "OCT2017 " (trailing blank)."""
+    return unquote(name).strip()
+
+
+def folders(root: Path, depth: int) -> list[Path]:
+    """`root` and the folders below it down to `depth`, in order, without hidden ones and macOS leftovers."""
+    inside = [entry for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))]
+    return [root] + [f for e in sorted(inside, key=lambda e: e.name) if depth for f in folders(Path(e), depth - 1)]
+
+
+def child(folder: Path, *names: str) -> Path | None:
+    """The folder at names[0]/names[1]/... inside `folder`, however the archive spelt them; None when there is none."""
+    for name in names:
+        folder = next((f for f in folders(folder, 1)[1:] if plain(f.name).lower() == name.lower()), None)
+        if folder is None:
+            return None
+    return folder
+
+
+def pictures(folder: Path | None) -> dict[str, Path]:
+    """File stem -> image file of one folder; nothing for a missing folder."""
+    files = sorted(folder.iterdir()) if folder else []
+    return {f.stem: f for f in files if f.suffix.lower() in (".jpg", ".jpeg", ".png") and not f.name.startswith(".")}
+
+
+def read_table(file: Path, columns: list[str], separator: str = ",") -> pd.DataFrame:
+    """A CSV or TSV as text, indexed by row (the header is row 1), without BOM, blanks around cells and empty rows.
+
+    Raises DataError when it is no table or one of `columns` is missing.
+    """
+    try:
+        table = pd.read_csv(file, sep=separator, dtype=str, encoding="utf-8-sig", keep_default_na=False,
+                            index_col=False, skip_blank_lines=False)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"{file} is not a readable table: {error}\n  unpack the download again") from None
+    names = table.columns.str.strip()
+    if missing := [column for column in columns if column not in names]:
+        raise DataError(f"{file} has no column {', '.join(map(repr, missing))}; it has {', '.join(names)[:200]}.\n"
+                        "  take the label file from the official download, unedited")
+    table = table.set_axis(names, axis=1).fillna("").apply(lambda column: column.str.strip())
+    table.index += 2
+    return table[table.ne("").any(axis=1)]
+
+
+def listed(row: pd.Series, diseases: dict[str, str]) -> tuple[str, ...] | None:
+    """The labels whose 0/1 columns are 1; None when a cell is neither 0 nor 1."""
+    cells = row[list(diseases)]
+    return tuple(diseases[code] for code in cells.index[cells == "1"]) if cells.isin(["0", "1"]).all() else None
+
+
+def matched(dataset: str, file: Path, names: list[str], images: dict[str, Path], rows: str = "rows") -> list[Problem]:
+    """What the label file names and the folder lacks, and the reverse: one problem each, however many files."""
+    both = {f"{rows} without their image": [name for name in names if name not in images],
+            f"images without {rows}": sorted(set(images) - set(names))}
+    return [Problem(dataset, file, None, f"{len(f)} {what}, first: {f[0]}") for what, f in both.items() if f]
+
+
+def fingerprint(file: Path) -> tuple[str, str]:
+    """(sha256 of the file, perceptual hash of the picture) in hex. Raises DataError when it cannot be decoded.
+
+    The perceptual hash is imagehash.phash with 16 x 16 bits on the middle of the picture after slow changes of
+    brightness are removed. The usual 8 x 8 bits of the whole picture see little more than the bright disc of a fundus
+    photograph: different IDRiD eyes come out at distance 0. splits.py has the distances measured.
+    """
+    import imagehash
+
+    try:
+        content = file.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            image.draft("L", (160, 160))  # a JPEG decodes at an eighth of its size; truncation still shows
+            gray = image.convert("L")
+    except UNREADABLE as error:
+        raise DataError(f"not a readable image: {error}") from None
+    left, top, right, bottom = gray.point(lambda value: 255 * (value > 20)).getbbox() or (0, 0, *gray.size)
+    x, y = 0.15 * (right - left), 0.15 * (bottom - top)
+    middle = gray.resize((64, 64), Image.Resampling.LANCZOS, (left + x, top + y, right - x, bottom - y))
+    detail = np.asarray(middle, float) - np.asarray(middle.filter(ImageFilter.GaussianBlur(4)), float)
+    local = Image.fromarray(np.clip(128 + 3 * detail, 0, 255).astype(np.uint8))
+    return hashlib.sha256(content).hexdigest(), str(imagehash.phash(local, hash_size=16))
+
+
+def read_mask(file: Path) -> np.ndarray:
+    """A lesion mask as bool (height, width), saved as palette, gray or color (IDRiD_81_EX is RGBA): any value but 0.
+
+    Alpha says nothing about the lesion. Raises DataError when it cannot be decoded.
+    """
+    try:
+        with Image.open(file) as image:
+            values = np.atleast_3d(np.asarray(image))
+    except UNREADABLE as error:
+        raise DataError(f"{file} is not a readable mask: {error}") from None
+    return values[..., : {2: 1, 4: 3}.get(values.shape[-1])].any(axis=-1)
+
+
+def same_shape(mask: np.ndarray, file: Path) -> bool:
+    """Whether mask and picture have the same aspect ratio; an unreadable picture is reported elsewhere."""
+    try:
+        with Image.open(file) as image:
+            return abs(mask.shape[1] / mask.shape[0] * image.height / image.width - 1) < 0.01
+    except UNREADABLE:
+        return True
+
+
+def image_path(root: Path, path: str) -> Path:
+    """The file that a record's or a benchmark's `path` means below `root`. Raises DataError when it would leave it."""
+    inside = os.path.normpath(str(path).replace("\\", "/"))
+    if os.path.isabs(inside) or inside.split("/")[0] in ("..", "."):
+        raise DataError(f"image path {path!r} leaves the folder {root}")
+    return Path(root) / inside

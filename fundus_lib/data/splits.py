@@ -1,0 +1,100 @@
+"""Which images show the same photograph, eye or patient, and splits that none of them crosses.
+
+Distances between perceptual hashes (256 bits), measured on IDRiD: the 57 photographs that parts A and B share differ in
+at most 12 bits, two further pairs, repeat shots of one eye, in 28, all other pairs of its 479 images in 54 or more.
+"""
+
+import random
+
+import numpy as np
+import pandas as pd
+
+SAME_PHOTOGRAPH = 20  # bits
+SAME_EYE = 40
+SPLITS = ("train", "val", "test")
+
+
+def close_pairs(records: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """Pairs of rows of one modality whose hashes differ in at most `limit` bits: positions a < b, distance."""
+    found = [np.empty((0, 3), int)]
+    for position in records.groupby("modality").indices.values():
+        hashes = np.stack([np.frombuffer(bytes.fromhex(records["phash"].iat[i]), np.uint64) for i in position])
+        for a in range(len(position)):
+            distance = np.bitwise_count(hashes[a + 1:] ^ hashes[a]).sum(axis=1, dtype=int)
+            near = np.flatnonzero(distance <= limit)
+            found.append(np.stack([np.full(len(near), position[a]), position[near + a + 1], distance[near]], axis=1))
+    return pd.DataFrame(np.concatenate(found), columns=["a", "b", "distance"])
+
+
+def groups(records: pd.DataFrame) -> np.ndarray:
+    """A number per row; rows chained by the same photograph, eye or patient have the same one."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pairs = close_pairs(records, SAME_EYE)
+    known = np.flatnonzero(records["patient"].notna())
+    patient = records.groupby(["dataset", "camera", "patient"], dropna=False).ngroup().to_numpy()[known]
+    # An image is linked to the images close to it, and to its patient (a node of its own behind the images).
+    ends = np.concatenate([pairs["a"], known]), np.concatenate([pairs["b"], patient + len(records)])
+    size = 2 * len(records)
+    return connected_components(coo_array((np.ones(len(ends[0])), ends), shape=(size, size)))[1][: len(records)]
+
+
+def duplicates(records: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of labelled copies of one photograph: id_a, id_b, agree (whether their labels do)."""
+    labels, ids = records["labels"].map(frozenset).to_numpy(), records["id"].to_numpy()
+    pairs = [(ids[a], ids[b], labels[a] == labels[b])
+             for a, b, _ in close_pairs(records, SAME_PHOTOGRAPH).itertuples(index=False) if labels[a] and labels[b]]
+    return pd.DataFrame(pairs, columns=["id_a", "id_b", "agree"]).astype({"agree": bool})
+
+
+def drop_conflicts(records: pd.DataFrame) -> pd.DataFrame:
+    """The records without the copies of one photograph that contradict each other: which label is right is unknown."""
+    clash = duplicates(records).query("not agree")
+    return records[~records["id"].isin([*clash["id_a"], *clash["id_b"]])].reset_index(drop=True)
+
+
+def leakage(records: pd.DataFrame) -> pd.DataFrame:
+    """Groups that lie in two splits, one row each: group, id_a, id_b, split_a, split_b, kind, distance (bits).
+
+    a and b are the first images of the group in either split; kind is what they share: file | photograph | eye | patient.
+    """
+    first = records.drop_duplicates(["group", "split"])[["group", "id", "split", "sha256", "phash"]]
+    pairs = first.merge(first, on="group", suffixes=("_a", "_b"))
+    pairs = pairs[pairs["split_a"] < pairs["split_b"]].reset_index(drop=True)
+    pairs["distance"] = [(int(a, 16) ^ int(b, 16)).bit_count() for a, b in zip(pairs["phash_a"], pairs["phash_b"])]
+    pairs["kind"] = np.select([pairs["sha256_a"] == pairs["sha256_b"], pairs["distance"] <= SAME_PHOTOGRAPH,
+                               pairs["distance"] <= SAME_EYE], ["file", "photograph", "eye"], "patient")
+    return pairs[["group", "id_a", "id_b", "split_a", "split_b", "kind", "distance"]]
+
+
+def hold_out(records: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
+    """The records with final splits: no group (photograph, eye, patient) on two sides.
+
+    Labels without published test images give `fraction` of theirs, by whole groups drawn with `seed`; published test
+    images stay. What shares a group with a test image leaves the training images: those rows are dropped (`leakage` of
+    the records as read lists them). A copy without labels goes where its labelled twin is.
+    """
+    labelled = records["labels"].map(len) > 0
+    rank = records["split"].map(SPLITS.index).where(labelled, -1)
+    stratum = records["dataset"] + "/" + records["camera"].fillna("") + "/" + records["labels"].str[0].fillna("")
+    untested = labelled & (rank.groupby(stratum).transform("max") < 2)
+    blocked = records["group"].isin(records["group"][rank == 2])
+    drawn = draw_groups(records["group"][untested & ~blocked], stratum, fraction, seed)
+    rank = rank.mask(records["group"].isin(drawn) & labelled, 2)
+    final = rank.groupby(records["group"]).transform("max").clip(lower=0)
+    return records.assign(split=[SPLITS[r] for r in final])[(rank == final) | ~labelled].reset_index(drop=True)
+
+
+def draw_groups(group: pd.Series, stratum: pd.Series, fraction: float, seed: int) -> set:
+    """Whole groups for the test set, about `fraction` of the images of every stratum. Both series share their index."""
+    counts = stratum[group.index].groupby(group).value_counts()
+    wanted = (counts.groupby(level=1).sum() * fraction).round()
+    drawn, names = set(), sorted(group.unique())
+    random.Random(seed).shuffle(names)
+    for name in names:
+        rest = wanted[counts[name].index] - counts[name]
+        if (rest >= 0).all():
+            drawn.add(name)
+            wanted.update(rest)
+    return drawn

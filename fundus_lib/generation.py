@@ -1,0 +1,86 @@
+"""Batched sampling and greedy decoding from a vision-language model."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+
+def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
+    """An RGB image from a path, encoded bytes (benchmarks that carry base64) or an image already open."""
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return image.convert("RGB")
+
+
+def user_turn(image: Image.Image, text: str) -> list[dict]:
+    """One user message holding the image, then the text: the prompt of every stage."""
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+
+
+@torch.no_grad()
+def generate(
+    model,
+    processor,
+    images: Sequence,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    rollouts: int = 1,
+    seed: int = 0,
+    desc: str = "generate",
+) -> list[list[str]]:
+    """Completions of each (image, prompt): a list of `rollouts` texts per pair, in the order given.
+
+    temperature 0 decodes greedily. Pairs are batched by prompt length, which keeps the padding short; the random
+    state is set per batch, so a batch's samples do not depend on what ran before it.
+    """
+    model.eval()
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    texts: list[list[str]] = [[] for _ in prompts]
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {
+        "do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    for start in tqdm(range(0, len(order), batch_size), desc=desc, unit="batch", disable=len(order) <= batch_size):
+        batch = order[start:start + batch_size]
+        inputs = processor.apply_chat_template(
+            [user_turn(open_image(images[i]), prompts[i]) for i in batch],
+            add_generation_prompt=True, tokenize=True, return_dict=True,
+            processor_kwargs={"padding": True, "return_tensors": "pt"},
+        ).to(model.device)
+        torch.manual_seed(seed + start)
+        out = model.generate(**inputs, max_new_tokens=max_new_tokens, num_return_sequences=rollouts, **sampling)
+        completions = processor.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+        for row, i in enumerate(batch):
+            texts[i] = completions[row * rollouts:(row + 1) * rollouts]
+    return texts
+
+
+@torch.no_grad()
+def option_scores(model, processor, image, prompt: str, answers: Sequence[str]) -> list[float]:
+    """Log-probability of each answer text after (image, prompt), summed over its tokens.
+
+    Lets a model that was never taught to answer in a form still choose among the options.
+    """
+    prefix = processor.apply_chat_template(
+        user_turn(open_image(image), prompt), add_generation_prompt=True, tokenize=False
+    )
+    inputs = processor(
+        images=[[open_image(image)]] * len(answers), text=[prefix + answer for answer in answers],
+        padding=True, padding_side="right", return_tensors="pt",
+    ).to(model.device)
+    length = len(processor(images=[open_image(image)], text=[prefix])["input_ids"][0])
+    ids, mask = inputs["input_ids"][:, length:], inputs["attention_mask"][:, length:]
+    logits = model(**inputs).logits[:, length - 1:-1].float()
+    tokens = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    return (tokens * mask).sum(1).tolist()
+
+
+def placed(model, device: str | None = None):
+    """The model on the accelerator when there is one."""
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,0 +1,97 @@
+"""Group-relative policy optimisation with verifiable rewards (setups F, G), with TRL's GRPOTrainer."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from fundus_lib import model as models
+from fundus_lib import rewards, training
+from fundus_lib.sft import as_dataset
+
+# Which setup starts from which, with which rewards (Fundus-R1, Tab. 5; the rows not here are not trained yet).
+STARTS = {"F": "E", "G": "E", "F_uadt": "E", "G_uadt": "E"}
+REWARDS = {"F": (rewards.answer_reward, rewards.format_reward),
+           "G": (rewards.answer_reward, rewards.format_reward, rewards.process_reward)}
+
+
+def group_advantages(values: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
+    """Score each rollout against its own group: (r - mean) / (std + eps). values: (groups, rollouts).
+
+    What GRPOTrainer computes (scale_rewards="group"); a test holds the two together.
+    """
+    return (values - values.mean(1, keepdim=True)) / (values.std(1, keepdim=True) + eps)
+
+
+def question_rows(questions: pd.DataFrame, findings: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """Training questions with what the rewards read: answer, options, kind, label, modality, findings V(I).
+
+    findings: findings.parquet of stage 03 (record_id, finding, kept).
+    """
+    from fundus_lib.questions import prompt
+
+    seen = findings[findings.kept].groupby("record_id").finding.agg(list)
+    rows = questions[questions.split == "train"]
+    return pd.DataFrame({
+        "question_id": rows.id, "image": [str(root / path) for path in rows.path],
+        "prompt": [prompt(q, o) for q, o in zip(rows.question, rows.options, strict=True)],
+        "answer": rows.answer, "options": rows.options, "kind": rows.kind, "label": rows.label,
+        "modality": rows.modality, "findings": [list(seen.get(r, [])) for r in rows.record_id],
+    })
+
+
+def prepared(reward: Callable, levels: dict) -> Callable:
+    """The reward with the profile's levels, under its own name; it also writes the question's id beside its rollouts."""
+    @functools.wraps(reward)
+    def call(prompts, completions, question_id, log_extra, **columns):
+        log_extra("question_id", question_id)
+        return reward(prompts=prompts, completions=completions, **levels, **columns)
+
+    return call
+
+
+def train(folder: Path, *, setup: str, start: str, rows: str, prompts_per_step: int, rollouts: int, steps: int,
+          learning_rate: float, warmup_steps: int, kl_beta: float, temperature: float, max_new_tokens: int,
+          lora_rank: int, train_vision: bool, uadt: dict, levels: dict, seed: int) -> None:
+    """Train one setup from the model at `start` on the questions in `rows` into `folder`; resumes.
+
+    uadt: strength, temperature, decay and granularity of `UADTGRPOTrainer`; used by the setups named *_uadt.
+    levels: right_tenuous and wrong_plausible of the process reward.
+    """
+    from trl import GRPOConfig
+
+    from fundus_lib.uadt import UADTGRPOTrainer
+
+    processor = models.load_processor(start)
+    model, checkpoint = training.start_model(start, folder, lora_rank=lora_rank, train_vision=train_vision)
+    scores = [prepared(reward, levels) for reward in REWARDS[setup.removesuffix("_uadt")]]
+    checkpoints = folder / training.CHECKPOINTS
+    arguments = GRPOConfig(
+        output_dir=str(checkpoints), max_steps=steps, num_generations=rollouts, beta=kl_beta,
+        per_device_train_batch_size=prompts_per_step * rollouts, temperature=temperature, top_k=0,
+        max_completion_length=max_new_tokens, learning_rate=learning_rate, lr_scheduler_type="linear",
+        warmup_steps=warmup_steps, seed=seed, steps_per_generation=1,  # buffered rollouts are lost on a resume
+        generation_kwargs={"suppress_tokens": model.generation_config.suppress_tokens},
+        log_completions=True, num_completions_to_print=1, save_strategy="steps", save_steps=max(1, steps // 5),
+        **training.machine_arguments(),
+    )
+    trainer = UADTGRPOTrainer(
+        model, scores, arguments, train_dataset=as_dataset(pd.read_parquet(rows)),
+        processing_class=processor, callbacks=[training.LogWriter(folder / "log.csv")],
+        **(uadt if setup.endswith("_uadt") else {"strength": 0.0}),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_world_process_zero():
+        parts = sorted((checkpoints / "completions").glob("*.parquet"))
+        pd.concat(map(pd.read_parquet, parts)).to_parquet(folder / "rollouts.parquet", index=False)
+    training.finish(trainer, processor, folder)
+
+
+if __name__ == "__main__":
+    training.follow_parent()
+    target = Path(sys.argv[1])
+    train(target, **json.loads((target / "job.json").read_text()))

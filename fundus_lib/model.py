@@ -1,0 +1,128 @@
+"""Qwen2.5-VL, large or small: one way to build, load and save the model with its processor.
+
+The small model of the embedded world has the real classes at about half a million parameters and its own small
+tokenizer; everything downstream (TRL trainers, `generate`, PEFT) sees nothing but a Qwen2.5-VL.
+"""
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.processing_utils import ProcessorMixin
+
+PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
+SPECIAL_TOKENS = (PAD, TURN_START, TURN_END, VISION_START, VISION_END, IMAGE, VIDEO)
+REASONING_TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # ordinary text for the decoder, one token each
+
+# Qwen2.5-VL's turn format without its default system prompt, which the small model would only have to read past.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PATCH, MERGE = 8, 2  # a merged image token of the small model covers 16 x 16 pixels
+
+
+class ImageTextProcessor(Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor without the video branch, which needs a torchvision that a CPU torch cannot import."""
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **_):
+        self.image_token, self.video_token = IMAGE, VIDEO
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(VIDEO)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 1024) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer over `texts`; any other text still encodes, byte by byte, and decodes unchanged."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size - len(SPECIAL_TOKENS) - len(REASONING_TAGS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=TURN_END, padding_side="left", model_max_length=4096
+    )
+    fast.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
+    fast.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in REASONING_TAGS])
+    return fast
+
+
+def small_processor(tokenizer: PreTrainedTokenizerFast, image_pixels: int) -> ImageTextProcessor:
+    """The small model's processor: every image is resized to about `image_pixels` pixels, its aspect ratio kept."""
+    image_processor = Qwen2VLImageProcessorPil(
+        patch_size=PATCH, merge_size=MERGE, size={"shortest_edge": image_pixels, "longest_edge": image_pixels}
+    )
+    return ImageTextProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
+
+
+def small_model(tokenizer: PreTrainedTokenizerFast, *, text_hidden: int, text_layers: int, vision_hidden: int,
+                vision_depth: int) -> Qwen2_5_VLForConditionalGeneration:
+    """A randomly initialised Qwen2.5-VL of about half a million parameters (seed torch before calling)."""
+    third = text_hidden // 8 // 3  # rotary sections of time, height and width: half a head's width in all
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": text_hidden, "intermediate_size": 3 * text_hidden,
+            "num_hidden_layers": text_layers, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "max_position_embeddings": 4096, "use_sliding_window": False, "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
+                                "mrope_section": [text_hidden // 8 - 2 * third, third, third]},
+            "bos_token_id": None, "eos_token_id": ids[TURN_END], "pad_token_id": ids[PAD],
+        },
+        vision_config={
+            "depth": vision_depth, "hidden_size": vision_hidden, "out_hidden_size": text_hidden,
+            "intermediate_size": 3 * vision_hidden, "num_heads": 4, "patch_size": PATCH, "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2, "window_size": 8 * PATCH, "fullatt_block_indexes": list(range(vision_depth)),
+        },
+        image_token_id=ids[IMAGE], video_token_id=ids[VIDEO], vision_start_token_id=ids[VISION_START],
+        vision_end_token_id=ids[VISION_END], tie_word_embeddings=True,
+    )
+    model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = ids[TURN_END], ids[PAD]
+    # An image token outside the prompt has no pixels behind it and stops the forward pass: never sample one.
+    model.generation_config.suppress_tokens = [i for name, i in ids.items() if name != TURN_END]
+    return model
+
+
+def load_processor(path: str | Path) -> ProcessorMixin:
+    """The processor saved at `path` (a folder or a hub id).
+
+    Raises:
+        RuntimeError: the processor that came back cannot read images (AutoProcessor falls back to a bare tokenizer).
+    """
+    stock = find_spec("torchvision") is not None
+    processor = (AutoProcessor if stock else ImageTextProcessor).from_pretrained(path)
+    if not hasattr(processor, "image_processor"):
+        raise RuntimeError(f"{path}: a tokenizer came back instead of an image processor; images would be dropped.")
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+def load_model(path: str | Path, **kwargs) -> Qwen2_5_VLForConditionalGeneration:
+    """The model saved at `path` (a folder or a hub id); safetensors only, no remote code."""
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        path, attn_implementation="sdpa", use_safetensors=True, **kwargs
+    )
+
+
+def save(model: Qwen2_5_VLForConditionalGeneration, processor: ProcessorMixin, folder: str | Path) -> None:
+    """Model and processor side by side, so that one path loads both."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)

@@ -1,0 +1,188 @@
+"""Settings of a run: one YAML file a profile, typed, frozen, strict; a field's tag says where the paper's value is from."""
+
+import difflib
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Strict, ValidationError, model_validator
+
+PROFILES = Path(__file__).parent / "profiles"
+STATED, DERIVED, GUESS, OURS = "stated", "derived", "not in the paper", "ours, no counterpart"
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SettingsError(ValueError):
+    """A profile that cannot be used; the message names the file, the key and the nearest right name."""
+
+
+class Section(BaseModel):
+    """Unknown and missing keys and wrong types are errors; nothing changes after loading."""
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    world_seed: Annotated[NonNegativeInt, OURS]               # of the drawn images, not of any training
+    train_per_pair: Annotated[PositiveInt, OURS]              # images drawn for a (label, modality) pair
+    test_per_pair: Annotated[PositiveInt, OURS]
+    masked_share: Annotated[Fraction, OURS]                   # training photographs with pixel masks
+    image_height: Annotated[PositiveInt, OURS]                # pixels of a drawn file
+    held_out_fraction: Annotated[Fraction, OURS]              # where a data set has no official test images
+    drop_conflicts: Annotated[bool, OURS]                     # leave out what problems.csv reports
+    modality_share: Annotated[Fraction, GUESS]                # questions of a kind per image
+    laterality_share: Annotated[Fraction, GUESS]
+    lesion_share: Annotated[Fraction, GUESS]
+
+
+class BaseModelSettings(Section):
+    source: Annotated[Literal["train", "recorded", "hub"], STATED]
+    hub_id: Annotated[str | None, STATED]
+    image_pixels: Annotated[PositiveInt, GUESS]               # height x width after resizing, at most
+    pool_images: Annotated[PositiveInt | None, OURS]          # drawn, without labels; null from here on: not trained
+    vision_steps: Annotated[PositiveInt | None, OURS]
+    vision_learning_rate: Annotated[PositiveFloat | None, OURS]
+    vision_batch: Annotated[PositiveInt | None, OURS]
+    language_steps: Annotated[PositiveInt | None, OURS]
+    language_learning_rate: Annotated[PositiveFloat | None, OURS]
+    language_batch: Annotated[PositiveInt | None, OURS]
+    text_hidden: Annotated[PositiveInt | None, OURS]
+    text_layers: Annotated[PositiveInt | None, OURS]
+    vision_hidden: Annotated[PositiveInt | None, OURS]
+    vision_depth: Annotated[PositiveInt | None, OURS]
+
+    @model_validator(mode="after")
+    def _complete(self) -> "BaseModelSettings":
+        needed = {"hub": {"hub_id"}, "train": self.model_dump().keys() - {"hub_id"}, "recorded": set()}[self.source]
+        if empty := sorted(name for name in needed if getattr(self, name) is None):
+            raise ValueError(f"source {self.source} needs a value for {', '.join(empty)}")
+        return self
+
+
+class Knowledge(Section):
+    passages: Annotated[PositiveInt, GUESS]                   # retrieved per query
+
+
+class Voting(Section):
+    rollouts: Annotated[PositiveInt, STATED]                  # per image
+    min_votes: Annotated[PositiveInt, STATED]                 # a finding is kept from this many votes on
+    temperature: Annotated[PositiveFloat, GUESS]
+    batch_size: Annotated[PositiveInt, OURS]                  # images at once
+
+
+class Traces(Section):
+    max_words: Annotated[PositiveInt, GUESS]
+
+
+class SFT(Section):
+    epochs: Annotated[PositiveInt, STATED]
+    learning_rate: Annotated[PositiveFloat, GUESS]
+    batch_size: Annotated[PositiveInt, GUESS]
+    lora_rank: Annotated[NonNegativeInt, GUESS]               # 0: every weight is trained
+    train_vision: Annotated[bool, STATED]
+
+
+class GRPO(Section):
+    prompts_per_step: Annotated[PositiveInt, GUESS]
+    rollouts: Annotated[PositiveInt, STATED]                  # per prompt: the group of an advantage
+    steps: Annotated[PositiveInt, DERIVED]
+    learning_rate: Annotated[PositiveFloat, GUESS]
+    warmup_steps: Annotated[NonNegativeInt, GUESS]
+    kl_beta: Annotated[NonNegativeFloat, GUESS]               # 0: no KL term, no reference model
+    temperature: Annotated[PositiveFloat, STATED]
+    max_new_tokens: Annotated[PositiveInt, GUESS]
+    lora_rank: Annotated[NonNegativeInt, GUESS]
+
+
+class UADT(Section):
+    strength: Annotated[BelowOne, GUESS]                      # lambda; 0 is plain GRPO
+    temperature: Annotated[PositiveFloat, GUESS]              # T inside the tanh
+    decay: Annotated[Fraction, GUESS]                         # rho of the moving threshold
+    granularity: Annotated[Literal["rollout", "prompt"], GUESS]
+
+
+class Rewards(Section):
+    right_tenuous: Annotated[Fraction, GUESS]                 # process reward of a right answer, tenuous trace
+    wrong_plausible: Annotated[BelowOne, GUESS]               # under 1: a right answer outranks it
+
+
+class Evaluation(Section):
+    batch_size: Annotated[PositiveInt, OURS]
+    max_new_tokens: Annotated[PositiveInt, STATED]
+    bootstrap: Annotated[PositiveInt, OURS]                   # resamples of an interval
+
+
+class Settings(Section):
+    """Everything a profile decides. Pass whole sections on: sft.train(..., stage.settings.sft)."""
+    profile: Annotated[str, OURS]
+    data: Data
+    base_model: BaseModelSettings
+    knowledge: Knowledge
+    voting: Voting
+    traces: Traces
+    sft: SFT
+    grpo: GRPO
+    uadt: UADT
+    rewards: Rewards
+    evaluation: Evaluation
+    setups: Annotated[tuple[Literal["A", "B", "C", "D", "E", "F", "G", "H", "I", "J", "F_uadt", "G_uadt"], ...],
+                      Strict(False), Field(min_length=1), STATED]
+    seeds: Annotated[PositiveInt, GUESS]                      # training runs of each setup
+    workers: Annotated[PositiveInt, OURS]                     # training processes side by side, one thread each
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """'; did you mean x?' for a mistyped word, '' when nothing is near."""
+    return f"; did you mean {match[0]}?" if (match := difflib.get_close_matches(word, known, n=1)) else ""
+
+
+@lru_cache(maxsize=None)
+def load(profile: str, *, seeds: int | None = None, folder: Path = PROFILES) -> Settings:
+    """Read <folder>/<profile>.yaml; `seeds` replaces the profile's number. SettingsError says what is wrong and where."""
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    if profile not in known:
+        raise SettingsError(f"there is no profile {profile!r}{nearest(profile, known)}\n  profiles: {', '.join(known)}")
+    file = folder / f"{profile}.yaml"
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return Settings(**content | {"profile": profile, "seeds": content.get("seeds") if seeds is None else seeds})
+    except (yaml.YAMLError, TypeError, AttributeError) as error:
+        raise SettingsError(f"{file} is not a YAML mapping of sections: {error}") from None
+    except ValidationError as error:
+        raise SettingsError("\n  ".join([f"{file} cannot be used:", *map(_explain, error.errors())])) from None
+
+
+def _explain(error: dict) -> str:
+    """One pydantic error as 'section.key: what is wrong'."""
+    section = Settings.model_fields[error["loc"][0]].annotation if len(error["loc"]) > 1 else Settings
+    detail = nearest(str(error["loc"][-1]), list(section.model_fields)) if error["type"] == "extra_forbidden" else \
+        f" (is {error['input']!r}; write 1.0e-5, not 1e-5)" if error["type"] == "float_type" else ""
+    return f"{'.'.join(map(str, error['loc']))}: {error['msg']}{detail}"
+
+
+def flat(settings: Settings, sections: set[str] | None = None) -> dict[str, tuple[object, str]]:
+    """{"voting.rollouts": (5, "stated"), ...} of the named sections (None: all), in the order of the profile."""
+    rows = {}
+    for name in [n for n in Settings.model_fields if n != "profile" and (sections is None or n in sections)]:
+        value = getattr(settings, name)
+        parts = {f"{name}.{key}": (value, key) for key in type(value).model_fields} if isinstance(value, Section) \
+            else {name: (settings, name)}
+        for label, (owner, key) in parts.items():
+            tag = next(m for m in type(owner).model_fields[key].metadata if isinstance(m, str))
+            rows[label] = (getattr(owner, key), tag)
+    return rows
+
+
+def table(settings: Settings, sections: set[str] | None = None):
+    """pandas Styler 'setting | this run | paper': differences bold, guesses marked "not in the paper"."""
+    import pandas as pd
+
+    paper = flat(load("paper"), sections)
+    rows = [(key, value, paper[key][0] if tag != OURS else "-", tag, value != paper[key][0] and tag != OURS)
+            for key, (value, tag) in flat(settings, sections).items()]
+    frame = pd.DataFrame([(k, str(v), f"{p}" if t == STATED else f"{p} ({t})") for k, v, p, t, _ in rows],
+                         columns=["setting", "this run", "paper"])
+    bold = ["font-weight: bold" if differs else "" for *_, differs in rows]
+    return frame.style.hide(axis="index").apply(lambda _: bold, subset=["this run"])

@@ -1,0 +1,64 @@
+"""Supervised fine-tuning on knowledge-aware reasoning traces (setup E), with TRL's SFTTrainer."""
+
+import json
+import sys
+from pathlib import Path
+
+import datasets
+import pandas as pd
+
+from fundus_lib import model as models
+from fundus_lib import training
+
+
+def trace_rows(questions: pd.DataFrame, traces: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """Kept training traces with their image and prompt: columns image (path), prompt, completion."""
+    from fundus_lib.questions import prompt
+
+    kept = traces[traces.kept].merge(questions, left_on="question_id", right_on="id", validate="one_to_one")
+    kept = kept[kept.split == "train"]
+    return pd.DataFrame({
+        "image": [str(root / path) for path in kept.path],
+        "prompt": [prompt(q, o) for q, o in zip(kept.question, kept.options, strict=True)],
+        "completion": kept.text.to_list(),
+    })
+
+
+def as_dataset(rows: pd.DataFrame) -> datasets.Dataset:
+    """The rows as TRL wants them: messages, and images that load when asked for."""
+    rows = rows.assign(prompt=[[{"role": "user", "content": text}] for text in rows.prompt])
+    if "completion" in rows:
+        rows = rows.assign(completion=[[{"role": "assistant", "content": text}] for text in rows.completion])
+    return datasets.Dataset.from_pandas(rows, preserve_index=False).cast_column("image", datasets.Image(mode="RGB"))
+
+
+def steps(row_count: int, epochs: float, batch_size: int) -> int:
+    """Optimiser steps of a run; the last, smaller batch of an epoch counts."""
+    return int(epochs * -(-row_count // batch_size))
+
+
+def train(folder: Path, *, start: str, rows: str, epochs: float, learning_rate: float, batch_size: int,
+          lora_rank: int, train_vision: bool, seed: int) -> None:
+    """Fine-tune the model at `start` on the traces in `rows` (parquet of `trace_rows`) into `folder`; resumes."""
+    from trl import SFTConfig, SFTTrainer
+
+    processor = models.load_processor(start)
+    model, checkpoint = training.start_model(start, folder, lora_rank=lora_rank, train_vision=train_vision)
+    arguments = SFTConfig(
+        output_dir=str(folder / training.CHECKPOINTS), num_train_epochs=epochs, learning_rate=learning_rate,
+        per_device_train_batch_size=batch_size, lr_scheduler_type="linear", warmup_steps=20, seed=seed,
+        max_length=None,  # truncation would cut image tokens
+        save_strategy="epoch", **training.machine_arguments(),
+    )
+    trainer = SFTTrainer(
+        model, arguments, train_dataset=as_dataset(pd.read_parquet(rows)), processing_class=processor,
+        callbacks=[training.LogWriter(folder / "log.csv")],
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    training.finish(trainer, processor, folder)
+
+
+if __name__ == "__main__":
+    training.follow_parent()
+    target = Path(sys.argv[1])
+    train(target, **json.loads((target / "job.json").read_text()))

@@ -1,0 +1,139 @@
+"""The trainers on a real, tiny Qwen2.5-VL: plain GRPO reproduced bit for bit, UADT bites, an interrupted run resumes."""
+
+import pandas as pd
+import pytest
+import torch
+
+from fundus_lib import grpo, model as models, training
+from fundus_lib.sft import as_dataset, steps, train as sft_train
+from fundus_lib.uadt import UADTGRPOTrainer
+
+OPTIONS = [{"letter": "A", "text": "No DR"}, {"letter": "B", "text": "Moderate NPDR"}]
+
+
+@pytest.fixture(scope="module")
+def rows(images):
+    count = len(images)
+    return pd.DataFrame({
+        "question_id": [f"q{i}" for i in range(count)], "image": [str(p) for p in images],
+        "prompt": ["Which diagnosis fits this image? Options: A. No DR, B. Moderate NPDR"] * count,
+        "answer": ["A", "B"] * (count // 2), "options": [OPTIONS] * count, "kind": ["single"] * count,
+        "label": ["No DR", "Moderate NPDR"] * (count // 2), "modality": ["CFP"] * count,
+        "findings": [["normal retinal vasculature"], ["microaneurysm", "retinal hemorrhage"]] * (count // 2),
+    })
+
+
+def even_length(prompts, completions, **_):
+    """A reward that any model can earn: one token more or less changes it."""
+    return [float(len(c[0]["content"]) % 2 == 0) for c in completions]
+
+
+def trainer_of(kind, base, rows, folder, steps, **extra):
+    from trl import GRPOConfig
+
+    torch.manual_seed(0)
+    model = models.load_model(base)
+    arguments = GRPOConfig(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=8, num_generations=4, seed=0,
+        max_completion_length=8, steps_per_generation=1, learning_rate=1e-3, temperature=1.0, beta=0.0,
+        generation_kwargs={"suppress_tokens": model.generation_config.suppress_tokens}, save_strategy="no",
+        **training.machine_arguments())
+    return kind(model, even_length, arguments, train_dataset=as_dataset(rows),
+                processing_class=models.load_processor(base), **extra)
+
+
+def losses(trainer):
+    trainer.train()
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def test_strength_zero_is_trls_trainer_bit_for_bit_and_strength_half_is_not(tiny_base, rows, tmp_path):
+    from trl import GRPOTrainer
+
+    plain = losses(trainer_of(GRPOTrainer, tiny_base, rows, tmp_path, 20))
+    off = losses(trainer_of(UADTGRPOTrainer, tiny_base, rows, tmp_path, 20, strength=0.0))
+    on_trainer = trainer_of(UADTGRPOTrainer, tiny_base, rows, tmp_path, 20, strength=0.5)
+    on = losses(on_trainer)
+    assert len(plain) == 20 and plain == off
+    assert plain != on and on_trainer.threshold > 0  # an untrained model is unsure: its entropy is near ln(400)
+
+
+def test_group_advantages_by_hand_and_as_trl_computes_them(tiny_base, rows, tmp_path):
+    a = grpo.group_advantages(torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
+    assert torch.allclose(a[0], torch.tensor([0.866, 0.866, -0.866, -0.866]), atol=1e-3)
+    assert (a[1] == 0).all()  # every rollout agrees: nothing to learn
+    trainer = trainer_of(UADTGRPOTrainer, tiny_base, rows, tmp_path, 1, strength=0.0)
+    trainer.train()
+    values = torch.tensor(trainer._logs["rewards"]["even_length"]).view(-1, 4)
+    logged = torch.tensor(trainer._logs["advantages"]).view(-1, 4)
+    assert torch.allclose(grpo.group_advantages(values), logged, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def job(tiny_base, rows, tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    rows.to_parquet(path)
+    return {
+        "setup": "G_uadt", "start": str(tiny_base), "rows": str(path), "prompts_per_step": 2, "rollouts": 4,
+        "steps": 5, "learning_rate": 1e-3, "warmup_steps": 0, "kl_beta": 0.0, "temperature": 1.0,
+        "max_new_tokens": 8, "lora_rank": 0, "train_vision": False, "seed": 0,
+        "levels": {"right_tenuous": 0.5, "wrong_plausible": 0.5},
+        "uadt": {"strength": 0.5, "temperature": 0.5, "decay": 0.9, "granularity": "rollout"},
+    }
+
+
+def test_an_interrupted_run_resumes_exactly_and_leaves_a_loadable_model(job, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    grpo.train(whole, **job)
+
+    write = training.write_log
+
+    def pull_the_plug(history, path):
+        write(history, path)
+        if len(history) == 3:  # after the third step; the second step's checkpoint is the last on disk
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "write_log", pull_the_plug)
+    with pytest.raises(KeyboardInterrupt):
+        grpo.train(cut, **job)
+    monkeypatch.setattr(training, "write_log", write)
+    grpo.train(cut, **job)
+
+    expected, got = pd.read_csv(whole / "log.csv"), pd.read_csv(cut / "log.csv")
+    for column in ("step", "loss", "reward", "entropy", "uadt/threshold", "length"):
+        assert expected[column].tolist() == got[column].tolist(), column
+    assert all(torch.equal(a, b) for a, b in zip(models.load_model(whole).parameters(),
+                                                 models.load_model(cut).parameters(), strict=True))
+    rollouts = pd.read_parquet(cut / "rollouts.parquet")
+    assert len(rollouts) == 5 * 8 and {"question_id", "answer_reward", "process_reward"} <= set(rollouts)
+    assert not (cut / training.CHECKPOINTS).exists()
+
+
+def test_lora_is_merged_into_a_model_that_loads(job, tiny_base, tmp_path):
+    grpo.train(tmp_path, **(job | {"lora_rank": 4, "steps": 1}))
+    moved = [name for (name, a), b in zip(models.load_model(tiny_base).named_parameters(),
+                                          models.load_model(tmp_path).parameters(), strict=True) if not torch.equal(a, b)]
+    assert not (tmp_path / "adapter_config.json").exists()
+    assert all(".visual." not in name for name in moved)
+
+
+def test_sft_lowers_the_loss_and_leaves_the_vision_tower_alone(tiny_base, rows, tmp_path):
+    path = tmp_path / "rows.parquet"
+    rows.assign(completion="<think> This CFP image shows microaneurysm. </think> <answer> B </answer>").to_parquet(path)
+    folder = tmp_path / "E"
+    folder.mkdir()
+    sft_train(folder, start=str(tiny_base), rows=str(path), epochs=3, learning_rate=1e-2, batch_size=4, lora_rank=0,
+              train_vision=False, seed=0)
+    log = pd.read_csv(folder / "log.csv")
+    assert len(log) == steps(len(rows), 3, 4) == 6
+    assert log.loss.iloc[-1] < log.loss.iloc[0]
+    before, after = models.load_model(tiny_base), models.load_model(folder)
+    assert torch.equal(before.model.visual.patch_embed.proj.weight, after.model.visual.patch_embed.proj.weight)
+    assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
+
+
+def test_a_failing_job_names_its_folder_and_shows_its_log(tmp_path):
+    broken = training.Job("fundus_lib.grpo", tmp_path / "F" / "seed0", {"setup": "F"}, steps=1)
+    with pytest.raises(RuntimeError, match=r"F/seed0.*\n(.*\n)*.*missing"):
+        training.run_jobs([broken], workers=1)
