@@ -9,11 +9,11 @@ import html
 import re
 import unicodedata
 from collections import Counter
-from difflib import SequenceMatcher
-from functools import cache
+from difflib import get_close_matches
+from functools import cache, lru_cache
 from typing import NamedTuple
 
-from fundus_lib.lexicon import find_labels, key, reference
+from fundus_lib.lexicon import canonical_label, find_labels, key, reference
 
 
 class Answer(NamedTuple):
@@ -26,9 +26,9 @@ class Answer(NamedTuple):
 
 _LISTS = reference("answer_aliases.json")
 _ANY = {name: f"(?:{'|'.join(words)})" for name, words in _LISTS["grammar"].items() if name != "note"}
-_NUMBERS = {word: str(n) for n, words in enumerate(("0|zero", "1|one|i", "2|two|ii", "3|three|iii", "4|four|iv", "5|five|v"))
-            for word in words.split("|")}
-_SCALE = re.compile(rf"(?i)\b(?:(?:grade|level|stage|class|category|score|ICDR)[ :-]*|DR-?(?=\d))({'|'.join(_NUMBERS)})\b")
+_NUMBERS = {word: str(n) for n, words in enumerate(("zero", "one i", "two ii", "three iii", "four iv", "five v"))
+            for word in (str(n), *words.split())}
+_SCALE = re.compile(rf"(?i)\b(?:{_ANY['scale']}[ :-]*|DR-?(?=\d))({'|'.join(_NUMBERS)})\b")
 _TAG = re.compile(r"[<\[]\s*([/\\]?)\s*(\w[\w ]{1,13}?)\s*:?\s*[>\]]")
 _INNER = r"((?:(?!</?(?i:think|answer)\s*>).)*)"
 _STRICT = re.compile(rf"\s*<think>{_INNER}</think>\s*<answer>{_INNER}</answer>\s*", re.DOTALL)
@@ -36,21 +36,26 @@ _STATED = (re.compile(r"(?s)<answer>(.*?)(?=</?answer>|</?think>|\Z)"),
            re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}"),
            re.compile(r"""(?i)["'](?:final[_ ]?)?(?:answer|option|choice)["']\s*:\s*(\[[^\]]*\]|"[^"]*"|'[^']*')"""))
 _TAIL = r"((?:\W{0,3}[A-Za-z][.)]\s*)?.*?)(?=[.!?;](?:\s|$)|\n|$)"  # to the end of the sentence
-_STRONG = re.compile(rf"(?i)\b{_ANY['states']}\b(?:[^.:;!?\n]{{0,40}}?(?:\b{_ANY['is']}\b|[:=])|(?=\s+[A-Z]\b))[\s:]*{_TAIL}")
+_STRONG = re.compile(rf"(?i)\b{_ANY['states']}\b(?:[^.:;!?\n]{{0,40}}?(?:\b{_ANY['is']}\b|[:=])|(?=\s+[A-Z]\b))[\s:]*"
+                     + _TAIL)
 _WEAK = re.compile(rf"(?i)\b{_ANY['concludes']}\b[\s,:]*{_TAIL}")
+_REASON = re.compile(rf"(?is)[,(]?\s*\b{_ANY['reason']}\b.*")
 _REFUSED = re.compile(rf"(?i)\b{_ANY['refuses']}\b")
-_ITEM = r"[\"'(\[]*[‹«][A-Z?]?[›»][\"').\]]*(?:\s*[‹«][A-Z?]?[›»])?"
+_PAIR = re.compile(r"‹(.)›[\"').:\]]*[\s-]*«\1»|«(.)»\s*[(\[]‹\2›[)\]]")
+_ITEM = r"[\"'(\[]*[‹«][A-Z?]?[›»][\"')\]]*"
 _LIST = rf"{_ITEM}(?:(?:\s*(?:,\s*)?n?or\s+|\s*/\s*|\s*,\s*(?!and\b)|\s+and\s+)(?:either\s)?{_ITEM}){{0,9}}"
 _WORD = rf"(?!{_ANY['ends_denial']}\b)[\w'/-]+"
-_DENIED = re.compile(rf"(?i)\b{_ANY['denies_before']}\b[\s\"']+(?:(?:{_WORD}\s+){{0,5}}?|(?:{_WORD},?\s+){{0,8}}?n?or\s+"
-                     rf"(?:{_WORD}\s+){{0,2}}?){_LIST}|{_LIST}\s+(?:{_ANY['between']}\s+)*{_ANY['denies_after']}\b")
+_GAP = rf"(?:(?:{_WORD}\s+){{0,5}}?|(?:{_WORD},?\s+){{0,8}}?n?or\s+(?:{_WORD}\s+){{0,2}}?)"
+_DENIED = re.compile(rf"(?i)\b{_ANY['denies_before']}\b[\s\"']+{_GAP}{_LIST}"
+                     rf"|{_LIST}\s+(?:{_ANY['between']}\s+)*{_ANY['denies_after']}\b")
 _UNDECIDED = re.compile(rf"{_ITEM}\s*,?\s+or\s+(?:\w+\s+)?{_ITEM}")
 _DISAGREE = re.compile(r"‹(.)›[\"')\]]?[\s.:=-]*«(?!\1)")
-_LETTER = re.compile(r"(?<![\w‹«-])(?<!\w['’])([A-Za-z])(?![\w›»-]|['’]\w)")
-_BEFORE_LETTER = re.compile(rf"(?i)(?:^|[.;:!?,(\[›»]\s*|\b{_ANY['before_letter']}\s+)[\"'(\[]*$")
-_AFTER_LETTER = re.compile(rf"\s*(?:[^\w\s‹«]|$)|\s+{_ANY['after_letter']}\b")
-_YES_NO = re.compile(rf"(?i)\W*(?:(?:option|choice)\W+)?(?:([A-MO-XZ])\b\W*)?(?:({_ANY['yes']}|({_ANY['no']}))\b)?(.*)",
-                     re.DOTALL)
+_SMALL = re.compile(r"(?i)(?:^\W*|\(|\b(?:option|choice|answer)(?: is)?\s*:?\s*)[a-z](?=\W*$|[.):])")
+_LETTER = re.compile(r"(?<![\w‹«-])(?<!\w['’])([A-Z])(?![\w›»-]|['’]\w)")
+_BEFORE = re.compile(rf"(?i)(?:^|[.;:!?,(\[›»]\s*|\b{_ANY['before_letter']}\s+)[\"'(\[]*$")
+_AFTER = re.compile(rf"\s*(?:[^\w\s‹«]|$)|\s+(?:{_ANY['after_letter']}|[A-Z])\b(?!-)")
+_NO_LETTER = re.compile(rf"(?i)\b{_ANY['no_letter_after']}\s$")
+_YES_NO = re.compile(rf"(?is)\W*(?:option\W+)?(?:([A-MO-XZ])\b\W*)?(?:({_ANY['yes']}|({_ANY['no']}))\b)?(.*)")
 
 
 def _clean(text: str) -> str:
@@ -63,35 +68,36 @@ def _clean(text: str) -> str:
     return text
 
 
+def _grades(text: str) -> str:
+    """Grades in one spelling: `Grade two`, `level II` and `DR2` are grade2."""
+    return _SCALE.sub(lambda match: f"grade{_NUMBERS[match[1].lower()]}", text)
+
+
 def _fold(text: str) -> str:
     """One spelling for names that differ in case, plural, hyphens, British spelling or numerals."""
-    return "".join(key(_SCALE.sub(_grade, text))).replace("ae", "e").replace("oe", "e")
-
-
-def _grade(match: re.Match) -> str:
-    return f"grade{_NUMBERS[match[1].lower()]}"
+    return "".join(key(_grades(text))).replace("ae", "e").replace("oe", "e")
 
 
 @cache
 def _names() -> tuple[dict[str, set[str]], set[str]]:
-    """(group of equal names by the name that heads it, names of diseases), all folded."""
+    """({head: all names of the same}, names of diseases), folded."""
     labels = [row for entry in reference("labels.json")["datasets"] for row in entry["labels"]]
     labels = [[row["canonical"], *row["synonyms"]] for row in labels if row["kind"] not in ("prognosis", "quality")]
     findings = [[row["canonical"], *row["abbreviations"], *row["synonyms"], *row["lexical_variants"]]
                 for row in reference("findings_lexicon.json")["findings"]]
     groups: dict[str, set[str]] = {}
-    for head, *names in (*labels, *findings, *_LISTS["equal"]):
-        groups.setdefault(_fold(head), {_fold(head)}).update(map(_fold, names))
+    for names in (*labels, *findings, *_LISTS["equal"]):
+        groups.setdefault(_fold(names[0]), set()).update(map(_fold, names))
     return groups, {_fold(name) for names in labels for name in names if not name.lower().startswith("no ")}
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _surfaces(options: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """Folded name -> letter; "" for diseases that are no option and for names that two options share."""
     groups, diseases = _names()
     own = [(letter, _fold(text)) for letter, text in options]
-    synonyms = [(letter, same) for letter, name in own for same in
-                groups.get(name) or {name}.union(*(group for group in groups.values() if name in group))]
+    synonyms = [(letter, same) for letter, name in own
+                for same in groups.get(name) or set().union(*(group for group in groups.values() if name in group))]
     surfaces = dict.fromkeys(diseases, "")
     for pairs in (synonyms, own):  # an option's own words outrank another option's synonym
         claims = Counter(name for _, name in pairs)
@@ -101,29 +107,26 @@ def _surfaces(options: tuple[tuple[str, str], ...]) -> dict[str, str]:
 
 def _mark(text: str, options: dict[str, str], prose: bool) -> str:
     """`text` with the options that it names marked; in prose a bare capital counts only where an option can stand."""
-    text = _SCALE.sub(_grade, text)
-    words, surfaces = list(re.finditer(r"[^\W_]+", text)), _surfaces(tuple(options.items()))
+    text, surfaces = _SMALL.sub(lambda match: match[0].upper(), _grades(text)), _surfaces(tuple(options.items()))
+    words = list(re.finditer(r"[^\W_]+", text))
     stems, marked, at, i = [_fold(word[0]) for word in words], "", 0, 0
     while i < len(words):
-        for j in range(min(len(words), i + 9), i, -1):
-            span, name = text[words[i].start():words[j - 1].end()], "".join(stems[i:j])
-            if (name in surfaces and not re.search(r"[.,;:!?]", span) and len(name) > 1 and (len(name) > 2 or span.isupper())
-                    and not (name == "normal" and re.match(rf"\s{_ANY['normal_of']}\b", text[words[j - 1].end():]))):
-                marked, at, i = f"{marked}{text[at:words[i].start()]}«{surfaces[name]}»", words[j - 1].end(), j - 1
+        for j in range(min(len(words), i + 9), i, -1):  # the longest name first
+            start, end, name = words[i].start(), words[j - 1].end(), "".join(stems[i:j])
+            named = name in surfaces and (len(name) > 2 or text[start:end].isupper()) and len(name) > 1
+            adjective = name == "normal" and re.match(rf"\s{_ANY['normal_of']}\b", text[end:])
+            if named and not adjective and not re.search(r"[.,;:!?]", text[start:end]):
+                marked, at, i = f"{marked}{text[at:start]}«{surfaces[name]}»", end, j - 1
                 break
         i += 1
     text = marked + text[at:]
 
     def letter(match: re.Match) -> str:
-        before, after, name = text[max(0, match.start() - 30):match.start()], text[match.end():match.end() + 30], match[1]
-        placed = not prose or (_BEFORE_LETTER.search(before) and _AFTER_LETTER.match(after))
-        if name in "AI":  # else an article, or the writer
-            placed = placed and _AFTER_LETTER.match(after)
-        if name.islower():
-            placed = re.search(r"(?i)(?:option|choice|answer)(?: is)?\s*:?\s*\(?$|\($|^\W*$", before) and re.match(r"\W*$|[.):]", after)
-        if not placed or re.search(rf"(?i)\b{_ANY['no_letter_after']}\s$", before):
+        before, after = text[max(0, match.start() - 30):match.start()], text[match.end():match.end() + 30]
+        fits = _AFTER.match(after) or not (prose or match[1] in "AI")  # "A" may be an article, "I" the writer
+        if not fits or (prose and not _BEFORE.search(before)) or _NO_LETTER.search(before):
             return match[0]
-        return f"‹{name.upper() if name.upper() in options else '?'}›"
+        return f"‹{match[1] if match[1] in options else '?'}›"
 
     return _LETTER.sub(letter, text)
 
@@ -132,44 +135,50 @@ def _chosen(text: str, options: dict[str, str], kind: str, prose: bool) -> Answe
     """What is left of the options named in `text` when the denied ones are struck out."""
     if _REFUSED.search(text):
         return Answer(None, "refused")
-    marked = _mark(text, options, prose)
+    marked = _PAIR.sub(r"«\1\2»", _mark(text, options, prose))
     kept = _DENIED.sub(" ", marked)
-    left, denied = set(re.findall(r"[‹«]([A-Z?])", kept)), set(re.findall(r"[‹«]([A-Z])", marked))
-    if not left and len(options) == 2 and len(denied) == 1:
-        left = set(options) - denied
-    undecided = any(len(set(re.findall(r"[‹«](.)", m[0]))) > 1 for m in _UNDECIDED.finditer(kept))
+    left, named = set(re.findall(r"[‹«]([A-Z?])", kept)), set(re.findall(r"[‹«]([A-Z])", marked))
+    if not left and len(options) == 2 and len(named) == 1:
+        left = set(options) - named  # of two options one is denied
+    undecided = any(len(set(re.findall(r"[‹«](.)", match[0]))) > 1 for match in _UNDECIDED.finditer(kept))
     if undecided or _DISAGREE.search(kept) or "?" in left or (kind != "multi" and len(left) > 1):
         return Answer(None, "ambiguous")
     return Answer(sorted(left) if kind == "multi" else left.pop(), "ok") if left else Answer(None, "missing")
 
 
+def _said(cue: re.Pattern, text: str) -> list[str]:
+    """What follows each cue, to the end of its sentence; the last one first."""
+    return [match[1] for match in cue.finditer(text)][::-1]
+
+
 def _choose(text: str, options: dict[str, str], kind: str, prose: bool) -> Answer:
-    """First what the text calls its answer (the last time), then all of it, then its conclusion."""
+    """First what the text calls its answer, then all of it, then without its reasons, then its conclusions."""
     whole = re.sub(r"^\W+|\W+$", "", text)
     if kind == "multi" and re.fullmatch(r"[A-Z]{2,}", whole):
         text = ", ".join(whole)
     elif whole.lower() in _NUMBERS and whole.upper() not in options and whole not in options.values():
         text = f"grade {whole}"
-    main = re.sub(rf"(?is)[,(]?\s*\b{_ANY['reason']}\b.*", "", text)
-    strong, weak = ([(m[1], False) for m in cue.finditer(text)][::-1] for cue in (_STRONG, _WEAK))
-    seen = []
-    for part, as_prose in (*strong, (text, prose), (main, prose), *weak):
-        seen.append(_chosen(part, options, kind, as_prose))
-        if seen[-1].status in ("ok", "refused") or seen[-1].status == "ambiguous" and len(seen) <= len(strong):
-            return seen[-1]
-    return next((answer for answer in seen if answer.status == "ambiguous"), seen[0])
+    for part in _said(_STRONG, text):
+        if (answer := _chosen(part, options, kind, prose=False)).status != "missing":
+            return answer
+    first = _chosen(text, options, kind, prose)
+    if first.status in ("ok", "refused"):
+        return first
+    rest = [(_REASON.sub("", text), prose), *((part, False) for part in _said(_WEAK, text))]
+    answers = (_chosen(part, options, kind, as_prose) for part, as_prose in rest)
+    return next((answer for answer in answers if answer.status == "ok"), first)
 
 
 def _yes_or_no(text: str, yes: str, no: str, prose: bool) -> Answer:
     """A leading letter, yes or no; or, in an answer of one clause, whether it affirms."""
-    text = ([m[1] for m in _STRONG.finditer(text)] or [text])[-1]
+    text = (*_said(_STRONG, text), text)[0]
     letter, word, negative, rest = _YES_NO.match(text).groups()
     said = {no if negative else yes} if word else set()
     if letter and (word or not re.match(r"\w", rest)):
         said.add(letter.upper())
     elif not (word or prose or re.search(r"(?i)[,;]|\bbut\b", text)):
-        said = {choice for choice, cue in ((no, "rejects"), (yes, "affirms")) if re.search(rf"(?i)\b{_ANY[cue]}\b", text)}
-        said = {no} if no in said else said
+        heard = [side for side, cue in ((no, "rejects"), (yes, "affirms")) if re.search(rf"(?i)\b{_ANY[cue]}\b", text)]
+        said = set(heard[:1])
     if _REFUSED.search(text):
         return Answer(None, "refused")
     if len(said) > 1 or re.match(r"(?i)\s+(?:and|or)\s+(?:yes|no)\b", rest):
@@ -183,7 +192,8 @@ def _read(text: str, options: dict[str, str] | None, kind: str, prose: bool = Fa
     if not re.search(r"\w", text):
         return Answer(None, "missing")
     if kind == "open":
-        labels = {mention.finding for mention in find_labels(text) if mention.status != "negated"}
+        text = (*_said(_STRONG, text), text)[0] if prose else text
+        labels = {canonical_label(text)} - {None} or {m.finding for m in find_labels(text) if m.status != "negated"}
         if not labels and _REFUSED.search(text):
             return Answer(None, "refused")
         return Answer(labels.pop() if len(labels) == 1 else text, "ambiguous" if len(labels) > 1 else "ok")
@@ -196,10 +206,9 @@ def _read(text: str, options: dict[str, str] | None, kind: str, prose: bool = Fa
 
 
 def _tag(match: re.Match) -> str:
-    """A misspelt <answer> or <think> as it should be."""
-    like = {name: SequenceMatcher(None, match[2].lower(), name).ratio() + (name in match[2].lower()) for name in ("answer", "think")}
-    name = max(like, key=like.get)
-    return f"<{match[1]}{name}>" if like[name] > .66 else match[0]
+    """A misspelt <answer> or <think> as it should be; any other bracket unchanged."""
+    near = get_close_matches(match[2].lower(), ("answer", "final answer", "ans", "think", "thinking"), 1, 0.7)
+    return f"<{'/' if match[1] else ''}{'think' if near[0].startswith('think') else 'answer'}>" if near else match[0]
 
 
 def extract_answer(response: str | None, options: dict[str, str] | None = None, kind: str = "single") -> Answer:
@@ -212,12 +221,13 @@ def extract_answer(response: str | None, options: dict[str, str] | None = None, 
     outside = re.sub(r"(?s)<think>.*?(?:</think>|\Z)", " ", text).rsplit("</think>")[-1]
     for part in (outside, text):
         for stated in filter(None, (pattern.findall(part) for pattern in _STATED)):
-            answers = [_read(one, options, kind) for one in stated if re.search(r"\w", one)] or [Answer(None, "missing")]
-            return answers[0] if answers.count(answers[0]) == len(answers) else Answer(None, "ambiguous")
+            answers = [_read(one, options, kind) for one in stated if re.search(r"\w", one)]
+            first = answers[0] if answers else Answer(None, "missing")
+            return first if all(answer == first for answer in answers) else Answer(None, "ambiguous")
         if part is outside and (answer := _read(part, options, kind, prose=True)).status != "missing":
             return answer
-    thought = [match[1] for match in _STRONG.finditer(text.partition("</think>")[0])] if "</think>" in text else []
-    return _read(thought[-1], options, kind) if thought else Answer(None, "missing")
+    thought = _said(_STRONG, text.partition("</think>")[0]) if "</think>" in text else []
+    return _read(thought[0], options, kind) if thought else Answer(None, "missing")
 
 
 def parse_strict(response: str, options: dict[str, str] | None = None, kind: str = "single") -> Answer:

@@ -156,16 +156,15 @@ def read_omni(folder: Path, root: Path) -> pd.DataFrame:
     rows = []
     for file in sorted(folder.rglob("*.json")):
         for number, item in enumerate(read_json(file, list), start=1):
-            place = f"row {number}"
-            options = {letter: item[f"option_{letter}"] for letter in "ABCD" if item.get(f"option_{letter}")}
-            answer = next((letter for letter, text in options.items() if text == item.get("gt_answer")), "")
             if missing := {"question_id", "question_type", "question", "gt_answer", "image_path"} - set(item):
-                raise DataError(f"{file}, {place}: no {', '.join(sorted(missing))}")
+                raise DataError(f"{file}, row {number}: no {', '.join(sorted(missing))}")
+            options = {letter: item[f"option_{letter}"] for letter in "ABCD" if item.get(f"option_{letter}")}
+            truth, task = item["gt_answer"], item["question_type"]
             kind = item.get("modality_type", item.get("modality"))
-            rows.append(row(file, place, root, benchmark="Omni-Fundus", options=options, answer=answer or item["gt_answer"],
-                            task=codes.get(item["question_type"], item["question_type"]), question=item["question"],
-                            id=item["question_id"], dataset=item.get("dataset"), modality=modalities.get(kind, kind),
-                            path=item["image_path"]))
+            rows.append(row(file, f"row {number}", root, benchmark="Omni-Fundus", task=codes.get(task, task),
+                            answer=next((letter for letter, text in options.items() if text == truth), truth),
+                            options=options, question=item["question"], id=item["question_id"], path=item["image_path"],
+                            dataset=item.get("dataset"), modality=modalities.get(kind, kind)))
     return pd.DataFrame(rows, columns=READ)
 
 
@@ -204,7 +203,7 @@ def read_gmai(folder: Path) -> pd.DataFrame:
             except binascii.Error as error:
                 raise DataError(f"{file}, {place}: the image is not base64: {error}") from None
             task = item["clinical VQA task"]
-            rows.append(row(file, place, None, benchmark="GMAI-Fundus", task=codes.get(task.lower(), task), options=options,
-                            question=item["question"], answer=item["answer"], id=f"GMAI/{item['index']}", image=image,
-                            modality=item.get("modality")))
+            rows.append(row(file, place, None, benchmark="GMAI-Fundus", task=codes.get(task.lower(), task), image=image,
+                            options=options, question=item["question"], answer=item["answer"],
+                            id=f"GMAI/{item['index']}", modality=item.get("modality")))
     return pd.DataFrame(rows, columns=READ)

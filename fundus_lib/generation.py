@@ -4,9 +4,14 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
+import pandas as pd
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
+
+from fundus_lib import model as models
+from fundus_lib.questions import option_texts
+from fundus_lib.questions import prompt as ask
 
 
 def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
@@ -63,10 +68,7 @@ def generate(
 
 @torch.no_grad()
 def option_scores(model, processor, image, prompt: str, answers: Sequence[str]) -> list[float]:
-    """Log-probability of each answer text after (image, prompt), summed over its tokens.
-
-    Lets a model that was never taught to answer in a form still choose among the options.
-    """
+    """Mean log-probability a token of each answer text after (image, prompt); a long name is not punished."""
     prefix = processor.apply_chat_template(
         user_turn(open_image(image), prompt), add_generation_prompt=True, tokenize=False
     )
@@ -78,9 +80,35 @@ def option_scores(model, processor, image, prompt: str, answers: Sequence[str]) 
     ids, mask = inputs["input_ids"][:, length:], inputs["attention_mask"][:, length:]
     logits = model(**inputs).logits[:, length - 1:-1].float()
     tokens = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-    return (tokens * mask).sum(1).tolist()
+    return ((tokens * mask).sum(1) / mask.sum(1)).tolist()
 
 
-def placed(model, device: str | None = None):
-    """The model on the accelerator when there is one."""
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+def placed(path: str | Path):
+    """(model, processor) of a folder, on the accelerator when there is one."""
+    return models.load_model(path).to("cuda" if torch.cuda.is_available() else "cpu"), models.load_processor(path)
+
+
+def answer_questions(path: str | Path, questions: pd.DataFrame, settings) -> list[str]:
+    """Greedy responses of the model at `path` to questions (columns question, options, image), in their order.
+
+    settings: the section `evaluation`.
+    """
+    prompts = [ask(question, options) for question, options in zip(questions.question, questions.options, strict=True)]
+    texts = generate(*placed(path), list(questions.image), prompts, max_new_tokens=settings.max_new_tokens,
+                     batch_size=settings.batch_size, desc="answer")
+    return [text for (text,) in texts]
+
+
+def likeliest_options(path: str | Path, questions: pd.DataFrame) -> list[str]:
+    """The letter whose option the model finds likeliest: what it would answer if it had to choose.
+
+    A model that was never taught a label's name seldom says one; this asks what it makes of the list of options.
+    """
+    model, processor = placed(path)
+    letters = []
+    for row in tqdm(questions.itertuples(), total=len(questions), desc="weigh options", unit="question"):
+        options = option_texts(row.options)
+        scores = option_scores(model, processor, row.image, ask(row.question, row.options),
+                               [f"<answer> {text} </answer>" for text in options.values()])
+        letters.append(list(options)[scores.index(max(scores))])
+    return letters

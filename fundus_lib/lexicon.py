@@ -1,12 +1,9 @@
-"""The project's vocabulary: 127 visual findings, the labels of 17 data sets, and how a sentence mentions them.
-
-`find_mentions` says for every mention whether the sentence asserts it, denies it, hedges or only supposes it. Terms and
-cue words are data (references/*.json); the grammar - sentences, clauses, what a cue word governs - is below.
-"""
+"""127 findings, the labels of 17 data sets, and how a sentence mentions them. The words are data: references/*.json."""
 
 import json
 import re
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -14,18 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 REFERENCES = Path(__file__).parent / "references"
-Span = tuple[int, int, str, bool]  # start, end, name, gapped: foreign words may stand inside
-
-
-class Finding(NamedTuple):
-    """One canonical visual finding; it satisfies its `parent`, the wider finding, and never the reverse."""
-    name: str
-    modalities: frozenset[str]  # where it is seen or can be inferred
-    parent: str | None
+Span = tuple[int, int, str, bool]  # start, end, name, gapped (other words may stand inside)
 
 
 class Mention(NamedTuple):
-    """`finding` (a label, from `find_labels`) stands at text[start:end]; status asserted|negated|hedged|hypothetical."""
+    """`finding` (or a label) stands at text[start:end]; status is asserted | negated | hedged | hypothetical."""
     finding: str
     start: int
     end: int
@@ -39,28 +29,21 @@ def reference(name: str) -> dict:
 
 
 @cache
-def findings() -> dict[str, Finding]:
-    """Every finding by its canonical name, in the lexicon's order."""
-    return {row["canonical"]: Finding(row["canonical"], frozenset(row["modalities"] + row["indirect_modalities"]),
-                                      row["is_a"]) for row in reference("findings_lexicon.json")["findings"]}
+def findings() -> dict[str, dict]:
+    """The lexicon's entry of every finding by its canonical name; shown_by: modalities that show or suggest it."""
+    return {row["canonical"]: row | {"shown_by": row["modalities"] + row["indirect_modalities"]}
+            for row in reference("findings_lexicon.json")["findings"]}
 
 
-@cache
-def family(name: str) -> frozenset[str]:
-    """The finding and its parents: a flame-shaped hemorrhage is a retinal hemorrhage too."""
-    parent = findings()[name].parent if name in findings() else None
-    return frozenset({name}) | (family(parent) if parent else frozenset())
-
-
-def families(names: Iterable[str]) -> frozenset[str]:
-    """The findings and all their parents."""
-    return frozenset().union(*map(family, names))
+def family(*names: str) -> frozenset[str]:
+    """The findings and their parents: a flame-shaped hemorrhage is a retinal hemorrhage too; never the reverse."""
+    parents = {findings().get(name, {}).get("is_a") for name in names} - {None}
+    return frozenset(names) | (family(*parents) if parents else frozenset())
 
 
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphen, zero-width characters: they hide a word
 _WORD = re.compile(r"[^\W_]+")
-_AMERICAN = (("haem", "hem"), ("oedem", "edem"), ("fibre", "fiber"), ("calibre", "caliber"), ("isation", "ization"),
-             ("tumour", "tumor"), ("grey", "gray"), ("colour", "color"), ("ischaem", "ischem"))
+_JOINT = re.compile(r"[-/'\u2019\u2013]? ?>?")  # what may stand between the words of one term
 
 
 def clean(text: str) -> tuple[str, Sequence[int]]:
@@ -77,7 +60,7 @@ def clean(text: str) -> tuple[str, Sequence[int]]:
 def _stem(word: str) -> str:
     """Lower case, American spelling, no plural: `Haemorrhages` and `hemorrhage` are one word."""
     word = word.lower()
-    for british, american in _AMERICAN:
+    for british, american in reference("findings_lexicon.json")["spelling"].items():
         word = word.replace(british, american)
     return word[:-3] + "y" if word.endswith("ies") else re.sub("(?<=..[^s])s$", "", word)
 
@@ -92,41 +75,24 @@ class _Phrases:
 
     def __init__(self, terms: Iterable[tuple[str, str]]):
         self.names: dict[tuple[str, ...], str] = {}
+        self.longest: dict[str, int] = {}  # words of the longest term, by the stem of its first word
         for term, name in terms:
-            self.names.setdefault((term,) if term.isupper() and " " not in term else key(term), name)
-        self.sizes: dict[str, list[int]] = {}
-        for words in sorted(self.names, key=len, reverse=True):
-            self.sizes.setdefault(words[0], []).append(len(words))
-
-    def longest(self, raw: list[str], stems: list[str], joined: list[bool], at: int) -> tuple[str | None, int]:
-        """The longest term that starts at word `at`: (name, number of words); (None, 1) when none does."""
-        for size in self.sizes.get(stems[at], ()):
-            name = self.names.get(tuple(stems[at:at + size])) if at + size <= len(raw) else None
-            if name and all(joined[at + 1:at + size]):
-                return name, size
-        code = raw[at].removesuffix("s")
-        return (self.names.get((code,)) if code.isupper() else None), 1
+            words = (term,) if term.isupper() and " " not in term else key(term)
+            self.names.setdefault(words, name)
+            self.longest[_stem(words[0])] = max(len(words), self.longest.get(_stem(words[0]), 0))
 
     def spans(self, text: str) -> list[Span]:
-        """Every term in the text; `A and B c` holds `A c` too, and `c is A` is `A c` (gapped)."""
-        words = list(_WORD.finditer(text))
-        raw = [word.group() for word in words]
-        stems = [_stem(word) for word in raw]
-        joined = [True, *(text[a.end():b.start()] in (" ", "-", "/", "' ", "'", "\u2019", "\u2013", " >")
-                          for a, b in pairwise(words))]
-        found, at = [], 0
-        while at < len(words):
-            name, size = self.longest(raw, stems, joined, at)
-            last = at + size - 1
-            if name:
-                found.append((words[at].start(), words[last].end(), name, False))
-            if size > 1 and at > 1 and raw[at - 1] in ("and", "or", "nor"):
-                shared = self.names.get((stems[at - 2], stems[last]))
-                found += [(*words[at - 2].span(), shared, False)] if shared else []
-            elif not name and raw[at + 1:at + 2] and raw[at + 1] in ("is", "are", "was", "were", "appears", "appear"):
-                found += [(words[at].start(), words[j].end(), self.names[stems[j], stems[at]], True) for j in
-                          range(at + 2, min(at + 5, len(words))) if (stems[j], stems[at]) in self.names]
-            at += size
+        """Every term in the text, the longest at each word."""
+        words, stems, gaps, *_ = _parse(text)
+        found, after = [], 0
+        for at in (i for i, stem in enumerate(stems) if stem in self.longest):
+            sizes = range(min(self.longest[stems[at]], len(words) - at) if at >= after else 0, 0, -1)
+            fits = (n for n in sizes if tuple(stems[at:at + n]) in self.names and all(gaps[at:at + n - 1]))
+            size, code = next(fits, 0), words[at].group().removesuffix("s")
+            name = self.names.get(tuple(stems[at:at + size]) if size or not code.isupper() else (code,))
+            if name and at >= after:
+                after = at + max(size, 1)
+                found.append((words[at].start(), words[after - 1].end(), name, False))
         return found
 
 
@@ -144,8 +110,17 @@ def _cues() -> re.Pattern:
     return re.compile(pattern, re.IGNORECASE)
 
 
+@lru_cache(maxsize=64)
+def _parse(text: str) -> tuple[list[re.Match], list[str], list[bool], list[tuple[int, int, str]], list[int]]:
+    """(words, their stems, may a term go on to the next word?, cues (start, end, kind), sentence ends)."""
+    words = list(_WORD.finditer(text))
+    gaps = [bool(_JOINT.fullmatch(text, a.end(), b.start())) for a, b in pairwise(words)]
+    return (words, [_stem(word.group()) for word in words], gaps, [(*cue.span(), cue.lastgroup) for cue in
+            _cues().finditer(text)], [0, *(end.start() for end in _SENTENCE_END.finditer(text)), len(text)])
+
+
 def _status(before: list[tuple[str, str]], after: list[str]) -> str:
-    """Status of one mention from the cues of its clause: (kind, words from cue to mention) before it, kinds after it."""
+    """Status of a mention from the cues of its clause: (kind, words up to the mention) before it, kinds after it."""
     if "supposed" in after or any(kind == "supposed" for kind, _ in before):
         return "hypothetical"
     state = "asserted"
@@ -160,13 +135,12 @@ def _status(before: list[tuple[str, str]], after: list[str]) -> str:
 
 def _with_status(text: str, found: list[Span]) -> list[Mention]:
     """Give each span its status, from the cues of its clause. Cues inside a term belong to it, unless it is gapped."""
-    cues = [(*cue.span(), cue.lastgroup) for cue in _cues().finditer(text)] if found else []
+    *_, cues, ends = _parse(text)
     cues = [cue for cue in cues if not any(s < cue[1] and cue[0] < e for s, e, _, gapped in found if not gapped)]
-    edges = [0, *(match.start() for match in _SENTENCE_END.finditer(text)), len(text)]
-    edges = sorted(edges + [first for first, _, kind in cues if kind == "stop"])
+    edges = sorted(ends + [first for first, _, kind in cues if kind == "stop"])
     mentions = []
     for start, end, name, _ in found:
-        left, right = max(e for e in edges if e <= start), min(e for e in edges if e >= end)
+        left, right = edges[bisect_right(edges, start) - 1], edges[bisect_left(edges, end)]
         clause = [cue for cue in cues if left <= cue[0] and cue[1] <= right and cue[2] != "stop"]
         inside = any(kind in ("no", "denied") for first, last, kind in clause if start <= first and last <= end)
         before = [(kind, text[last:start]) for _, last, kind in clause if last <= start]
@@ -176,50 +150,40 @@ def _with_status(text: str, found: list[Span]) -> list[Mention]:
 
 
 @cache
-def _finding_terms() -> tuple[_Phrases, list[tuple[re.Pattern, str, bool]]]:
-    """The terms, and the hints for elliptical forms: (pattern, finding, gapped)."""
-    rows = reference("findings_lexicon.json")["findings"]
-    terms = _Phrases((term, row["canonical"]) for row in rows for term in
-                     (row["canonical"], *row["abbreviations"], *row["synonyms"], *row["lexical_variants"]))
-    return terms, [(re.compile(hint, re.IGNORECASE), row["canonical"], ".{" in hint or "[^.]{" in hint)
-                   for row in rows for hint in row["regex_hints"]]
-
-
-@lru_cache(maxsize=4096)
-def _mentions(text: str) -> list[Mention]:
-    """Every finding mentioned in a cleaned text: terms, then hints, then collective terms that are denied."""
-    terms, hints = _finding_terms()
-    found = terms.spans(text)
-    for pattern, name, gapped in hints:
-        for match in pattern.finditer(text):
-            start, end = match.span()
-            near = [other for other in found if other[0] < end and start < other[1]]
-            longer = not gapped and any(other[1] - other[0] > end - start for other in near)
-            if longer or any(other[2] == name for other in near) or _SENTENCE_END.search(match.group()):
-                continue
-            gone = [o for o in near if (o[2] == findings()[name].parent if gapped else o[:2] != (start, end))]
-            found = [other for other in found if other not in gone] + [(start, end, name, gapped)]
-    collective = [(*match.span(), name, False) for entry in reference("findings_lexicon.json")["collective_terms"]
-                  for match in re.finditer(rf"\b{entry['term']}\b", text) for name in entry["findings"]
-                  if not any(other[0] < match.end() and match.start() < other[1] for other in found)]
-    mentions = _with_status(text, found + collective)  # "no fluid" denies each kind, "fluid" asserts none
-    return sorted((m for i, m in enumerate(mentions) if i < len(found) or m.status == "negated"), key=lambda m: m[1:3])
+def _finding_terms() -> tuple[_Phrases, list[tuple[re.Pattern, str, bool, set[str]]]]:
+    """The terms, and the hints for elliptical forms: (pattern, finding, gapped, words of which one is there)."""
+    rows = findings().items()
+    terms = _Phrases((term, name) for name, row in rows for term in
+                     (name, *row["abbreviations"], *row["synonyms"], *row["lexical_variants"]))
+    return terms, [(re.compile(hint, re.IGNORECASE), name, ".{" in hint or "[^.]{" in hint, {*row["hint_words"]})
+                   for name, row in rows for hint in row["regex_hints"]]
 
 
 def find_mentions(text: str, modality: str | None = None) -> list[Mention]:
-    """Every finding that `text` names, in reading order; start and end are places in `text` as given.
-
-    modality: keep only findings which that modality shows or lets one infer; None keeps all (needed to notice that a
-    photograph is said to show an OCT sign)."""
-    cleaned, places = clean(text)
-    return [m._replace(start=places[m.start], end=places[m.end - 1] + 1) for m in _mentions(cleaned)
-            if modality is None or modality in findings()[m.finding].modalities]
+    """Every finding that `text` names, in reading order; with a modality, only what that can show (directly or not)."""
+    text, places = clean(text)
+    terms, hints = _finding_terms()
+    found = terms.spans(text)
+    for pattern, name, gapped, needed in hints:
+        for match in () if needed.isdisjoint(_parse(text)[1]) else pattern.finditer(text):
+            start, end = match.span()
+            near = [other for other in found if other[0] < end and start < other[1]]
+            longer = not gapped and any(other[1] - other[0] > end - start for other in near)
+            if not (longer or any(other[2] == name for other in near) or _SENTENCE_END.search(match.group())):
+                gone = [o for o in near if (o[2] == findings()[name]["is_a"] if gapped else o[:2] != (start, end))]
+                found = [other for other in found if other not in gone] + [(start, end, name, gapped)]
+    collective = [(*match.span(), name, False) for entry in reference("findings_lexicon.json")["collective_terms"]
+                  for match in re.finditer(rf"\b{entry['term']}\b", text) for name in entry["findings"]
+                  if not any(other[0] < match.end() and match.start() < other[1] for other in found)]
+    mentions = _with_status(text, found + collective)
+    mentions = [m for i, m in enumerate(mentions) if i < len(found) or m.status == "negated"]  # "fluid" asserts no kind
+    return sorted((m._replace(start=places[m.start], end=places[m.end - 1] + 1) for m in mentions
+                   if modality is None or modality in findings()[m.finding]["shown_by"]), key=lambda m: m[1:3])
 
 
 @cache
-def _labels() -> tuple[dict[tuple[str, ...], str], dict[str, str], _Phrases]:
-    """(label by key, kind by label, terms for free text: no masks, no `grade 1`). A synonym or code that two data sets
-    use for different labels names neither."""
+def _labels() -> tuple[dict[tuple[str, ...], str], _Phrases]:
+    """(label by key, terms for free text: no masks, no `grade 1`). A term that two labels share names neither."""
     rows = [row for entry in reference("labels.json")["datasets"] for row in entry["labels"]]
     names, kinds, terms = {}, {}, {}
     for row in sorted(rows, key=lambda row: row["kind"] == "lesion"):  # `Drusen` the diagnosis, then `drusen` the mask
@@ -230,22 +194,18 @@ def _labels() -> tuple[dict[tuple[str, ...], str], dict[str, str], _Phrases]:
             terms.setdefault(key(term), []).append((name, term))
     del terms[key("NO")]  # OCTDL's code for normal is an English word
     table = {term: uses[0][0] for term, uses in terms.items() if len({name for name, _ in uses}) == 1} | names
-    return table, kinds, _Phrases((term, table[at]) for at, uses in terms.items() if at in table for _, term in uses
-                                  if kinds[table[at]] != "lesion" and not re.search(r"\d", term))
+    return table, _Phrases((term, table[at]) for at, uses in terms.items() if at in table for _, term in uses
+                           if kinds[table[at]] != "lesion" and not re.search(r"\d", term))
 
 
+@lru_cache(maxsize=4096)
 def canonical_label(text: str) -> str | None:
     """The label that `text` names as a whole (canonical name, synonym or unanimous code; any case), else None."""
     return _labels()[0].get(key(text))
-
-
-def label_kind(label: str) -> str:
-    """diagnosis | grade | condition | lesion | prognosis | quality (of a canonical label)."""
-    return _labels()[1][label]
 
 
 def find_labels(text: str) -> list[Mention]:
     """Every label named inside `text` (`.finding` holds the label), longest match first, with its status."""
     cleaned, places = clean(text)
     return [m._replace(start=places[m.start], end=places[m.end - 1] + 1)
-            for m in _with_status(cleaned, _labels()[2].spans(cleaned))]
+            for m in _with_status(cleaned, _labels()[1].spans(cleaned))]

@@ -84,6 +84,7 @@ def small_model(tokenizer: PreTrainedTokenizerFast, *, text_hidden: int, text_la
             "max_position_embeddings": 4096, "use_sliding_window": False, "tie_word_embeddings": True,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
                                 "mrope_section": [text_hidden // 8 - 2 * third, third, third]},
+            "initializer_range": text_hidden**-0.5,  # the usual 0.02 suits widths of thousands: attention starts flat
             "bos_token_id": None, "eos_token_id": ids[TURN_END], "pad_token_id": ids[PAD],
         },
         vision_config={

@@ -27,6 +27,7 @@ from fundus_lib.world.clinic import LESIONS, RULES
 
 MODALITIES = tuple(world.FINDINGS)
 TARGETS = (*dict.fromkeys(lesion for names in LESIONS.values() for lesion in names), "optic disc")
+DECISIVE = ("present", "absent", "Yes", "No", "Right", "Left")  # words of an answer that say what was seen
 KNOWN = "findings.json"  # beside the small model: the findings whose names it was taught
 RECORDED = Path(__file__).resolve().parents[1] / "papers_figs" / "recorded" / "base_model"
 
@@ -152,7 +153,7 @@ def perception_example(item: dict, rng: random.Random) -> tuple[str, str]:
     seen, kind = caption(modality, findings), rng.random()
     if kind < 0.45:
         asked = [f for f in names if rng.random() < 0.8] or list(names)
-        votes = ", ".join(f"{f}: {'present' if f in findings else 'absent'}" for f in asked)
+        votes = ", ".join(f"{f} {'present' if f in findings else 'absent'}" for f in asked) + "."
         return ASK_FINDINGS.format(modality=modality, findings=", ".join(asked)), votes
     if kind < 0.6:
         return ASK_CAPTION, seen
@@ -233,11 +234,14 @@ def train_language(model, processor, pool: Sequence[dict], *, seed: int, **sched
     """
     look(model, pool)
     rng = random.Random(seed + 1)
+    decisive = torch.tensor([processor.tokenizer(f" {word}")["input_ids"][0] for word in DECISIVE]).to(model.device)
 
     def loss_of(items: Sequence[dict]) -> torch.Tensor:
         inputs = encode(processor, items, [perception_example(item, rng) for item in items], model.device)
-        logits = answer_logits(model, inputs, items)
-        return cross_entropy(logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten(), ignore_index=-100)
+        labels = inputs["labels"][:, 1:].flatten()
+        losses = cross_entropy(answer_logits(model, inputs, items)[:, :-1].flatten(0, 1), labels, reduction="none")
+        # Nine tokens in ten only spell names that the prompt gave; what was seen is in the tenth. It counts as much.
+        return losses[labels != -100].mean() + losses[torch.isin(labels, decisive)].mean()
 
     parameters = [p for name, p in model.named_parameters() if ".visual." not in name]
     return fit(parameters, loss_of, pool, phase="language", seed=seed, **schedule)

@@ -137,9 +137,8 @@ def write_reasoning_records(folder: Path, questions: pd.DataFrame) -> None:
     """MM-Retinal-Reason's record format, one JSON list a kind and modality; `reason` is empty until traces exist."""
     names = {"single": "single_choice", "yesno": "true_false"}
     for (kind, split, modality), rows in questions.groupby(["kind", "split", "modality"]):
-        content = [{"image": [row.path], "reason": "",
-                    "conversations": [{"from": "human", "value": prompt(row.question, row.options)},
-                                      {"from": "gpt", "value": f"<answer> {row.answer} </answer>"}]}
-                   for row in rows.itertuples()]
+        content = [{"image": [row.path], "conversations": [
+            {"from": "human", "value": prompt(row.question, row.options)},
+            {"from": "gpt", "value": f"<answer> {row.answer} </answer>"}], "reason": ""} for row in rows.itertuples()]
         file = folder / f"{names[kind]}_{split}_data_{modality}.json"
         file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -1,7 +1,7 @@
 """Open a stage in a notebook, or execute what is missing or stale: python -m fundus_lib.runs reproduce --profile cpu
 
-A stage writes only runs/<profile>/<stage>/ and reads only finished stages. Its manifest.json, written last, says that it is
-finished, from what, and what came out. What an interrupted stage left is kept while its key is the same.
+A stage writes only runs/<profile>/<stage>/ and reads only finished stages. Its manifest.json, written last, says that
+it is finished, from what, and what came out. What an interrupted stage left is kept while its key is the same.
 """
 
 import argparse
@@ -39,6 +39,7 @@ STAGES: dict[str, tuple[str, ...]] = {          # in the order of execution, eac
 }
 STAGES |= {"08_paper_figures": tuple(STAGES), "00_start_here": ("base_model",)}
 PREPARED = "FUNDUS_LIB_PREPARED"                # the folder that the runner has prepared for the kernel it starts
+_held: dict[Path, TextIO] = {}                  # locks of the stages opened by hand, until finish() or the process ends
 NOT_RESULTS = re.compile(r"(notebook|manifest|settings)\.(failed\.)?(ipynb|json|yaml)|(.*/)?\..*|.*\.part")
 
 
@@ -47,11 +48,13 @@ class RunError(RuntimeError):
 
 
 class Stage:
-    """One stage of one run; notebooks get it from `open_stage`. `data` is a folder of real downloads, "" the drawn world."""
+    """One stage of one run; notebooks get it from `open_stage`. `data` is a folder of downloads, "" the drawn world."""
 
-    def __init__(self, name: str, profile: str, data: str = "", seed: int = 0, seeds: int | None = None, root: Path = ROOT):
+    def __init__(self, name: str, profile: str, data: str = "", seed: int = 0, seeds: int | None = None,
+                 root: Path = ROOT):
         if name not in STAGES:
-            raise RunError(f"there is no stage {name!r}{profiles.nearest(name, list(STAGES))}\n  stages: {', '.join(STAGES)}")
+            near = profiles.nearest(name, list(STAGES))
+            raise RunError(f"there is no stage {name!r}{near}\n  stages: {', '.join(STAGES)}")
         if data and not Path(data).expanduser().is_dir():
             raise RunError(f"DATA={data} is not a folder.\n  give the folder that holds the unpacked downloads")
         self.name, self.profile, self.seed, self.root, self.opened = name, profile, seed, root, time.time()
@@ -92,13 +95,13 @@ class Stage:
         return read(self.path(stage, file))
 
     def cached(self, name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        """function(*args, **kwargs), computed once, written whole or not at all, always returned as read from the file."""
+        """function(*args, **kwargs), computed once, written whole or not at all, returned as read from the file."""
         if not (self.folder / name).exists():
             write(self.folder / name, function(*args, **kwargs))
         return read(self.folder / name)
 
     def cached_folder(self, name: str, function: Callable, *args: Any, **kwargs: Any) -> Path:
-        """The folder that function(folder, *args, **kwargs) fills; after an interruption it may resume what is there."""
+        """The folder that function(folder, *args, **kwargs) fills; it may resume what an interruption left there."""
         folder = self.folder / name
         if not (folder / ".finished").exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -117,9 +120,9 @@ class Stage:
             write(self.folder / ".facts.json", _facts(self.opened))
         elif not self.manifest:
             if why := staleness.differences(read(self.folder / ".started.json"), self.key()):
-                raise RunError(f"changed since the notebook was opened: {', '.join(why)}.\n  restart the kernel, run all cells")
-            self._complete(_facts(self.opened), executed=False)
-            self.held.close()
+                raise RunError(f"changed since it was opened: {', '.join(why)}.\n  restart the kernel, run all cells")
+            self.complete(_facts(self.opened), self.key(), {})       # no figure key: the runner has still to execute it
+            _held.pop(self.folder).close()
 
     def key(self, *, figures: bool = False) -> staleness.Key:
         """What the results (with `figures`: the executed notebook too) depend on. Upstream stages must be finished."""
@@ -129,13 +132,16 @@ class Stage:
         return key | {f"content of {name}": self.of(name).content() for name in STAGES[self.name]}
 
     def state(self) -> tuple[str, list[str]]:
-        """(finished | redraw | stale | interrupted | missing, why). Redraw: run the notebook, from the cached results."""
+        """(finished | redraw | stale | interrupted | missing, why). Redraw: run the notebook from cached results."""
         if not (manifest := self.manifest):
-            return ("interrupted" if (self.folder / ".started.json").exists() else "missing"), []
+            failed = self.folder / "notebook.failed.ipynb"
+            kind = "interrupted" if (self.folder / ".started.json").exists() else "missing"
+            return kind, [f"see {failed}"] if failed.exists() else []
         if why := [f"{name} is not finished" for name in STAGES[self.name] if not self.of(name).manifest]:
             return "stale", why
         gone = [f"{name} is gone" for name in manifest["wrote"] if not (self.folder / name).exists()]
-        if why := staleness.differences(manifest["key"], self.key()) + [w for w in gone if not w.startswith("figures/")]:
+        results = [reason for reason in gone if not reason.startswith("figures/")]
+        if why := staleness.differences(manifest["key"], self.key()) + results:
             return "stale", why
         why = staleness.differences(manifest["figure_key"], self.key(figures=True)) + gone
         return ("redraw", why) if why else ("finished", [])
@@ -147,40 +153,41 @@ class Stage:
             why = staleness.differences(read(started), key)
         (self.folder / "manifest.json").unlink(missing_ok=True)      # first: from here on the stage is not finished
         if self.folder.exists() and (why or kind == "missing"):
-            print(f"{self.name}: earlier results are removed; changed: {', '.join(why) or 'origin unknown'}", flush=True)
+            print(f"{self.name}: earlier results are removed: {', '.join(why) or 'of unknown origin'}", flush=True)
             shutil.rmtree(self.folder)
         write(started, key)
         resolved = self.settings.model_dump(mode="json") | {"seed": self.seed, "data": str(self.data_root or "")}
         (self.folder / "settings.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
 
-    def _complete(self, facts: dict, *, executed: bool) -> None:
-        """Write the manifest, last of all. What the runner did not execute itself, it redraws later from the cache."""
-        files = {path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
-        wrote = {name: staleness.file_digest(path) for name, path in files.items() if not NOT_RESULTS.fullmatch(name)}
+    def complete(self, facts: dict, key: staleness.Key, figure_key: staleness.Key) -> None:
+        """Write the manifest, last of all, with the keys from before the execution: code may have changed since."""
+        files = {path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*"))}
+        wrote = {name: staleness.file_digest(path) for name, path in files.items()
+                 if path.is_file() and not NOT_RESULTS.fullmatch(name)}
         content = {name: digest for name, digest in wrote.items() if not name.startswith("figures/")}
         write(self.folder / "manifest.json", {
-            "stage": self.name, **facts, "data": str(self.data_root or ""), "seeds": [*self.seeds], "commit": _commit(self.root),
-            "settings": self.settings.model_dump(mode="json"), "key": self.key(),
-            "figure_key": self.key(figures=True) if executed else {},
-            "read": {name: self.of(name).content() for name in STAGES[self.name]},
-            "wrote": wrote, "content": staleness.digest(json.dumps(content))})
+            "stage": self.name, **facts, "commit": _commit(self.root), "data": str(self.data_root or ""),
+            "seeds": [*self.seeds], "settings": self.settings.model_dump(mode="json"),
+            "read": {name: key[f"content of {name}"] for name in STAGES[self.name]}, "key": key,
+            "figure_key": figure_key, "wrote": wrote, "content": staleness.digest(json.dumps(content))})
         for name in (".started.json", ".facts.json"):
             (self.folder / name).unlink(missing_ok=True)
 
 
-def open_stage(name: str, *, profile: str, data: str = "", seed: int = 0, seeds: int | None = None, root: Path = ROOT) -> Stage:
-    """The first cell of a stage. By hand, smoke results of older code are replaced; hours of other profiles only by make."""
+def open_stage(name: str, *, profile: str, data: str = "", seed: int = 0, seeds: int | None = None,
+               root: Path = ROOT) -> Stage:
+    """The first cell of a stage. By hand it replaces outdated smoke results; hours of other profiles only make does."""
     stage = Stage(name, profile, data, seed, seeds, Path(root))
     if os.environ.get(PREPARED) != str(stage.folder) and (state := stage.state())[0] not in ("finished", "redraw"):
         if state[0] == "stale" and profile != "smoke":
             raise RunError(f"{stage.folder} is stale: {', '.join(state[1])}.\n  run it:  {stage.command}")
-        stage.held = lock(stage)
+        _held[stage.folder] = _held.get(stage.folder) or lock(stage)       # the cell may be run again
         stage.prepare()
     return stage
 
 
 def lock(stage: Stage) -> TextIO:
-    """Hold the stage until the returned file is closed or the process ends, however it ends; RunError when it is held."""
+    """Hold the stage until the returned file is closed or the process ends, in any way; RunError when it is held."""
     import fcntl
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
     file = (stage.folder.parent / f".{stage.name}.lock").open("a+")
@@ -188,7 +195,7 @@ def lock(stage: Stage) -> TextIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        raise RunError(f"process {file.read()} is writing {stage.folder}.\n  wait for it, or close that notebook") from None
+        raise RunError(f"process {file.read()} is writing {stage.folder}.\n  wait for it, or end it") from None
     file.truncate(0)
     print(os.getpid(), end="", file=file, flush=True)
     return file
@@ -219,8 +226,8 @@ def write(path: Path, value: Any) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise OSError(error.errno, f"{path} was not written ({error.strerror}); nothing finished is lost.\n"
-                                   "  make room (make clean PROFILE=... removes a profile's runs), repeat the command") from error
+        raise OSError(error.errno, f"{path} was not written ({error.strerror}); nothing finished is lost.\n  make room "
+                                   "(make clean PROFILE=... removes a profile's runs), repeat the command") from error
 
 
 def _facts(since: float) -> dict:
@@ -232,17 +239,15 @@ def _facts(since: float) -> dict:
     return {"finished": time.strftime("%Y-%m-%d %H:%M:%S"), "seconds": round(time.time() - since, 1),
             "device": torch.cuda.get_device_name() if gpu else f"cpu, {os.cpu_count()} cores",
             "threads": torch.get_num_threads() if torch else int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())),
-            "peak_memory_gib": round(peak, 2), "peak_gpu_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else 0,
-            "python": sys.version.split()[0], "versions": {d.name: d.version for d in importlib.metadata.distributions()}}
+            "peak_memory_gib": round(peak, 2),
+            "peak_gpu_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else 0,
+            "python": sys.version.split()[0],
+            "versions": {d.name: d.version for d in importlib.metadata.distributions()}}
 
 
 def _commit(root: Path) -> str:
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "no commit"
-
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%H:%M:%S", time.gmtime(seconds)) if seconds < 86400 else f"{seconds / 3600:.0f} h"
 
 
 def _checked_notebook(stage: Stage, parameters: dict):
@@ -251,7 +256,7 @@ def _checked_notebook(stage: Stage, parameters: dict):
     nodes = [n for cell in staleness.read_cells(stage.notebook) if "parameters" in cell.tags for n in cell.tree.body]
     literals = {n.targets[0].id for n in nodes if isinstance(n, ast.Assign) and isinstance(n.value, ast.Constant)}
     if unknown := ", ".join(sorted(parameters.keys() - literals)):
-        raise RunError(f"{stage.notebook} does not take {unknown}.\n  set it to a literal in the cell tagged `parameters`")
+        raise RunError(f"{stage.notebook} does not take {unknown}.\n  its cell tagged parameters has to set a literal")
     notebook = nbformat.read(stage.notebook, as_version=4)
     if stage.name == "base_model":
         notebook.cells = [c for c in notebook.cells if {"parameters", "base_model"} & set(c.metadata.get("tags", ()))]
@@ -265,12 +270,13 @@ def _execute(stage: Stage, expected: str) -> None:
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
 
-    parameters = {"PROFILE": stage.profile, "DATA": str(stage.data_root or ""), "SEED": stage.seed, "SEEDS": len(stage.seeds)}
+    parameters = {"PROFILE": stage.profile, "DATA": str(stage.data_root or ""),
+                  "SEED": stage.seed, "SEEDS": len(stage.seeds)}
     notebook, part = _checked_notebook(stage, parameters), stage.folder / "notebook.ipynb.part"
     failed = stage.folder / "notebook.failed.ipynb"
-    this_python = KernelSpec(**get_kernel_dict(["--log-level=CRITICAL"]))       # whatever "python3" means to the user's Jupyter
-    warnings.filterwarnings("ignore", message="The specified file")             # papermill, on the suffix .part
-    os.environ.setdefault("OMP_NUM_THREADS", "1")                               # two are 20 times slower on a busy machine
+    this_python = KernelSpec(**get_kernel_dict(["--log-level=CRITICAL"]))   # whatever the user's Jupyter calls python3
+    warnings.filterwarnings("ignore", message="The specified file")         # papermill, on the suffix .part
+    os.environ.setdefault("OMP_NUM_THREADS", "1")                           # two are far slower on a busy machine
     os.environ[PREPARED] = str(stage.folder)
     try:
         papermill.execute_notebook(
@@ -286,6 +292,8 @@ def _execute(stage: Stage, expected: str) -> None:
         arrow = re.search(r"^-+> .*", re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)), re.MULTILINE)
         raise RunError(f"{stage.name} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
                        f"  {arrow[0] if arrow else ''}\n  look at:  {failed}\n  then:  {stage.command}") from None
+    except (OSError, RuntimeError) as error:        # a full disk; a kernel that died, mostly of too little memory
+        raise RunError(f"{stage.name} stopped: {error}\n  free memory or disk, then:  {stage.command}") from error
     finally:
         del os.environ[PREPARED]
         if part.exists():
@@ -295,7 +303,9 @@ def _execute(stage: Stage, expected: str) -> None:
 def _reuse(stage: Stage) -> bool:
     """Copy the stage from another run folder, if one was made from the same key."""
     for file in sorted(stage.root.glob(f"runs/*/{stage.name}/manifest.json")):
-        if file.parent != stage.folder and read(file)["key"] == stage.key():
+        twin = read(file)
+        if file.parent != stage.folder and twin["key"] == stage.key() \
+                and all((file.parent / name).exists() for name in twin["wrote"]):
             copy = stage.folder.with_name(f".{stage.name}.part")
             for leftover in (copy, stage.folder):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -308,21 +318,20 @@ def _reuse(stage: Stage) -> bool:
 
 def bring_up_to_date(stage: Stage) -> None:
     """Execute one stage if it has to be; its upstream stages are finished."""
-    kind, why = stage.state()
-    print(f"{stage.name}: {kind}{': ' if why else ''}{', '.join(why)}", flush=True)
-    if kind == "finished":
-        return
     with lock(stage):
-        before = stage.manifest
-        if kind != "redraw" and not _reuse(stage):
+        kind, why = stage.state()
+        print(f"{stage.name}: {kind}{': ' if why else ''}{', '.join(why)}", flush=True)
+        before, key, figure_key = stage.manifest, stage.key(), stage.key(figures=True)
+        if kind not in ("finished", "redraw") and not _reuse(stage):
             stage.prepare()
         if stage.state()[0] == "finished":
             return
-        _execute(stage, f" (last time {_clock(before['seconds'])})" if before else "")
+        redrawn = stage.manifest                 # not None: the results, and what they took, are of an earlier run
+        _execute(stage, f" (last time {before['seconds'] / 60:.1f} min)" if before else "")
         if not (facts := stage.folder / ".facts.json").exists():
-            raise RunError(f"{stage.notebook} does not finish {stage.name}.\n  its last cell should be:  stage.finish()")
-        # after a redraw the results, and what they took, are still those of the earlier run
-        stage._complete({name: before[name] if kind == "redraw" else value for name, value in read(facts).items()}, executed=True)
+            raise RunError(f"{stage.notebook} does not finish {stage.name}.\n  end it with:  stage.finish()")
+        measured = read(facts)
+        stage.complete({n: redrawn[n] for n in measured} if redrawn else measured, key, figure_key)
 
 
 def print_status(first: Stage) -> None:
@@ -330,24 +339,26 @@ def print_status(first: Stage) -> None:
     todo: dict[str, str] = {}
     for stage in map(first.of, STAGES):
         kind, why = stage.state()
-        if kind in ("finished", "redraw") and (before := [f"{n} is {todo[n]}" for n in STAGES[stage.name] if n in todo]):
-            kind, why = "stale", before
+        if kind in ("finished", "redraw") and (before := [name for name in STAGES[stage.name] if name in todo]):
+            kind, why = "stale", [f"{name} is {todo[name]}" for name in before]
         if kind not in ("finished", "redraw"):
             todo[stage.name] = kind
         facts = stage.manifest or {"seconds": 0, "device": "-"}
-        print(f"{stage.name:<18}{kind:<13}{_clock(facts['seconds'])}  {facts['device']:<18}{', '.join(why)}")
+        print(f"{stage.name:<18}{kind:<13}{facts['seconds'] / 3600:6.2f} h  {facts['device']:<18}{', '.join(why)}")
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """The command line. Returns 0, 1 after an error that the message explains, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m fundus_lib.runs", description="Execute the notebooks, stage by stage.")
+    parser = argparse.ArgumentParser(prog="python -m fundus_lib.runs", description="Execute the notebooks.")
     parser.add_argument("command", choices=["reproduce", "stage", "status", "clean"])
-    parser.add_argument("name", nargs="?", default="08_paper_figures", help="of the stage")
+    parser.add_argument("name", nargs="?", help="of the stage")
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--data", default="", help="folder of unpacked downloads; none: the drawn world")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, help="how many; by default as the profile says")
     chosen = parser.parse_args(arguments)
+    if chosen.command == "stage" and not chosen.name:
+        parser.error(f"which stage?  {', '.join(STAGES)}")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
 
@@ -355,13 +366,14 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         return {name}.union(*map(needed, STAGES[name]))
 
     try:
-        stage = Stage(chosen.name, chosen.profile, chosen.data, chosen.seed, chosen.seeds, root)
+        stage = Stage(chosen.name or "01_data", chosen.profile, chosen.data, chosen.seed, chosen.seeds, root)
         if chosen.command == "status":
             print_status(stage)
         elif chosen.command == "clean":
-            held = [lock(stage.of(name)) for name in STAGES]        # refuses while something runs
-            shutil.rmtree(stage.folder.parent)
-            print(f"removed {stage.folder.parent} with its {len(held)} stages")
+            there = stage.folder.parent.exists()
+            held = [lock(stage.of(name)) for name in STAGES if there]        # refuses while something runs
+            shutil.rmtree(stage.folder.parent, ignore_errors=not held)
+            print(f"{stage.folder.parent}: {'removed' if held else 'nothing to remove'}")
         else:
             for name in (n for n in STAGES if chosen.command == "reproduce" or n in needed(stage.name)):
                 bring_up_to_date(stage.of(name))

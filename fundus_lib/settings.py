@@ -1,17 +1,17 @@
-"""Settings of a run: one YAML file a profile, typed, frozen, strict; a field's tag says where the paper's value is from."""
+"""Settings of a run: one YAML file a profile, frozen and strict. A field's tag says where the paper's value is from."""
 
 import difflib
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import Strict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 PROFILES = Path(__file__).parent / "profiles"
 STATED, DERIVED, GUESS, OURS = "stated", "derived", "not in the paper", "ours, no counterpart"
 Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -53,13 +53,6 @@ class BaseModelSettings(Section):
     vision_hidden: Annotated[PositiveInt | None, OURS]
     vision_depth: Annotated[PositiveInt | None, OURS]
 
-    @model_validator(mode="after")
-    def _complete(self) -> "BaseModelSettings":
-        needed = {"hub": {"hub_id"}, "train": self.model_dump().keys() - {"hub_id"}, "recorded": set()}[self.source]
-        if empty := sorted(name for name in needed if getattr(self, name) is None):
-            raise ValueError(f"source {self.source} needs a value for {', '.join(empty)}")
-        return self
-
 
 class Knowledge(Section):
     passages: Annotated[PositiveInt, GUESS]                   # retrieved per query
@@ -90,7 +83,7 @@ class GRPO(Section):
     steps: Annotated[PositiveInt, DERIVED]
     learning_rate: Annotated[PositiveFloat, GUESS]
     warmup_steps: Annotated[NonNegativeInt, GUESS]
-    kl_beta: Annotated[NonNegativeFloat, GUESS]               # 0: no KL term, no reference model
+    kl_beta: Annotated[float, Field(ge=0), GUESS]             # 0: no KL term, no reference model
     temperature: Annotated[PositiveFloat, STATED]
     max_new_tokens: Annotated[PositiveInt, GUESS]
     lora_rank: Annotated[NonNegativeInt, GUESS]
@@ -128,7 +121,7 @@ class Settings(Section):
     rewards: Rewards
     evaluation: Evaluation
     setups: Annotated[tuple[Literal["A", "B", "C", "D", "E", "F", "G", "H", "I", "J", "F_uadt", "G_uadt"], ...],
-                      Strict(False), Field(min_length=1), STATED]
+                      Field(min_length=1, strict=False), STATED]
     seeds: Annotated[PositiveInt, GUESS]                      # training runs of each setup
     workers: Annotated[PositiveInt, OURS]                     # training processes side by side, one thread each
 
@@ -138,9 +131,9 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {match[0]}?" if (match := difflib.get_close_matches(word, known, n=1)) else ""
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(profile: str, *, seeds: int | None = None, folder: Path = PROFILES) -> Settings:
-    """Read <folder>/<profile>.yaml; `seeds` replaces the profile's number. SettingsError says what is wrong and where."""
+    """Read <folder>/<profile>.yaml; `seeds` replaces the profile's number. SettingsError says what is wrong where."""
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     if profile not in known:
         raise SettingsError(f"there is no profile {profile!r}{nearest(profile, known)}\n  profiles: {', '.join(known)}")
@@ -166,12 +159,11 @@ def flat(settings: Settings, sections: set[str] | None = None) -> dict[str, tupl
     """{"voting.rollouts": (5, "stated"), ...} of the named sections (None: all), in the order of the profile."""
     rows = {}
     for name in [n for n in Settings.model_fields if n != "profile" and (sections is None or n in sections)]:
-        value = getattr(settings, name)
-        parts = {f"{name}.{key}": (value, key) for key in type(value).model_fields} if isinstance(value, Section) \
-            else {name: (settings, name)}
-        for label, (owner, key) in parts.items():
+        part = getattr(settings, name)
+        owner, keys = (part, type(part).model_fields) if isinstance(part, Section) else (settings, [name])
+        for key in keys:
             tag = next(m for m in type(owner).model_fields[key].metadata if isinstance(m, str))
-            rows[label] = (getattr(owner, key), tag)
+            rows[key if owner is settings else f"{name}.{key}"] = (getattr(owner, key), tag)
     return rows
 
 
@@ -179,10 +171,10 @@ def table(settings: Settings, sections: set[str] | None = None):
     """pandas Styler 'setting | this run | paper': differences bold, guesses marked "not in the paper"."""
     import pandas as pd
 
-    paper = flat(load("paper"), sections)
-    rows = [(key, value, paper[key][0] if tag != OURS else "-", tag, value != paper[key][0] and tag != OURS)
-            for key, (value, tag) in flat(settings, sections).items()]
-    frame = pd.DataFrame([(k, str(v), f"{p}" if t == STATED else f"{p} ({t})") for k, v, p, t, _ in rows],
-                         columns=["setting", "this run", "paper"])
-    bold = ["font-weight: bold" if differs else "" for *_, differs in rows]
-    return frame.style.hide(axis="index").apply(lambda _: bold, subset=["this run"])
+    paper, rows, bold = flat(load("paper"), sections), [], []
+    for key, (value, tag) in flat(settings, sections).items():
+        theirs = "-" if tag == OURS else paper[key][0]
+        source = "" if tag == STATED else f" ({tag})"
+        rows.append({"setting": key, "this run": f"{value}", "paper": f"{theirs}{source}"})
+        bold.append("font-weight: bold" if theirs not in ("-", value) else "")
+    return pd.DataFrame(rows).style.hide(axis="index").apply(lambda _: bold, subset=["this run"])

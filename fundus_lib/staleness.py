@@ -1,8 +1,8 @@
 """What a stage depends on, as a flat dict {thing: fingerprint}: "stale, and why" is the difference of two such dicts.
 
-Compute is the cells without the tag `figure` and what they reach: modules of fundus_lib (through import statements, plots
-left out), the data files those modules name, the settings sections the code names. Code is compared by its syntax tree, so
-comments, formatting and docstrings never make a stage stale, nor does markdown.
+Compute is the cells without the tag `figure` and what they reach: modules of fundus_lib (through import statements,
+plots left out), the data files those modules name, the settings sections the code names. Code is compared by its syntax
+tree: comments, formatting and docstrings never make a stage stale, nor does markdown.
 """
 
 import ast
@@ -11,13 +11,13 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from fundus_lib import settings as profiles
 
-RUNNER = {f"fundus_lib.{name}" for name in ("runs", "staleness", "settings")}    # they decide when to run, not what comes out
+RUNNER = {f"fundus_lib.{name}" for name in ("runs", "staleness", "settings")}   # decide when to run, not what comes out
 NOT_COMPUTE = {"seeds", "workers"}      # seeds are a thing of their own; workers change the time, not the result
 Key = dict[str, str]
 
@@ -73,7 +73,8 @@ class _Essence(ast.NodeTransformer):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "open_stage":
             node.keywords = []
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if isinstance(body, list) and body and isinstance(getattr(body[0], "value", None), ast.Constant) \
+                and isinstance(body[0], ast.Expr):
             del body[0]
         return node
 
@@ -97,7 +98,7 @@ def sections(tree: ast.AST) -> set[str]:
     return {parts.get(id(n), "*") for n in nodes if n.attr == "settings"}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module(name: str, path: Path, changed: int) -> Module:
     tree = _Essence().visit(ast.parse(path.read_text(encoding="utf-8"), str(path)))
     strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
@@ -124,14 +125,15 @@ def closure(names: Iterable[str], root: Path, without: set[str]) -> dict[Path, M
 
 
 def data_files(modules: dict[Path, Module], root: Path) -> set[Path]:
-    """Files that are not Python and that a module names, beside itself, in the package, or as "folder/..." in `root`."""
+    """Files that a module names: beside itself, in the package, or as "folder/..." in `root`. Python is not data."""
     named = {base / text for path, module in modules.items() for text in module.strings
              for base in (path.parent, root / "fundus_lib", *([root] if "/" in text else []))}
     inside = {p for path in named if path.exists() for p in ([path] if path.is_file() else path.rglob("*"))}
     return {p for p in inside if p.is_file() and p.suffix not in (".py", ".pyc")}
 
 
-def code_key(notebook: Path, stage: str, settings: profiles.Settings, seeds: range, root: Path, *, figures: bool) -> Key:
+def code_key(notebook: Path, stage: str, settings: profiles.Settings, seeds: range, root: Path, *,
+             figures: bool = False) -> Key:
     """What the stage's own cells depend on; with `figures` its figure cells and the plots count as well."""
     cells = [cell for cell in read_cells(notebook) if "parameters" not in cell.tags]
     mine = [_Essence().visit(tree) for tags, tree in cells
@@ -157,4 +159,5 @@ def code_key(notebook: Path, stage: str, settings: profiles.Settings, seeds: ran
 def differences(old: Key, new: Key) -> list[str]:
     """What changed from `old` to `new`, by name; for settings with both values."""
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    return [f"{n} {old.get(n)} -> {new.get(n)}" if n.startswith(("settings.", "seeds")) else n for n in names]
+    shown = [f"{n} {old.get(n)} -> {new.get(n)}" if n.startswith(("settings.", "seeds")) else n for n in names[:6]]
+    return shown + ([f"{len(names) - 6} more"] if len(names) > 6 else [])

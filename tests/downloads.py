@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-RFMID = ("ID,Disease_Risk,DR,ARMD,MH,DN,MYA,BRVO,TSLN,ERM,LS,MS,CSR,ODC,CRVO,TV,AH,ODP,ODE,ST,AION,PT,RT,RS,CRS,EDN,RPEC,"
-         "MHL,RP,CWS,CB,ODPM,PRH,MNF,HR,CRAO,TD,CME,PTCR,CF,VH,MCA,VS,BRAO,PLQ,HPED,CL").split(",")
-TOP = "filename,ID,age,sex,LR,AMD,RVO,Gla,MH,DR,RD,RP,AO,DM".split(",")
+RFMID = ("ID,Disease_Risk,DR,ARMD,MH,DN,MYA,BRVO,TSLN,ERM,LS,MS,CSR,ODC,CRVO,TV,AH,ODP,ODE,ST,AION,PT,RT,RS,CRS,EDN,"
+         "RPEC,MHL,RP,CWS,CB,ODPM,PRH,MNF,HR,CRAO,TD,CME,PTCR,CF,VH,MCA,VS,BRAO,PLQ,HPED,CL")
+TOP = "filename,ID,age,sex,LR,AMD,RVO,Gla,MH,DR,RD,RP,AO,DM"
 
 
 def picture(file: Path, seed: int, size: tuple[int, int] = (96, 64)) -> Path:
@@ -19,7 +19,8 @@ def picture(file: Path, seed: int, size: tuple[int, int] = (96, 64)) -> Path:
     pen = ImageDraw.Draw(image)
     for _ in range(40):
         x, y, radius = rng.randrange(384), rng.randrange(256), rng.randrange(8, 40)
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tuple(rng.randrange(60, 256) for _ in range(3)))
+        color = tuple(rng.randrange(60, 256) for _ in range(3))
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
     file.parent.mkdir(parents=True, exist_ok=True)
     image.resize(size).save(file)
     return file
@@ -77,10 +78,10 @@ def top(root: Path, rows: list[tuple[str, str, str]], seed: int = 2000) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     with (root / "data.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(TOP)
+        table.writerow(TOP.split(","))
         for number, (patient, side, found) in enumerate(rows):
             picture(root / "img" / f"{number:06d}_00.jpg", seed + number)
-            flags = [int(code in found.split()) for code in TOP[5:]]
+            flags = [int(code in found.split()) for code in TOP.split(",")[5:]]
             table.writerow([f"{number:06d}_00.jpg", patient, 70, "F", side, *flags])
     return root
 
@@ -89,11 +90,11 @@ def rfmid(root: Path, rows: list[str], seed: int = 3000, listed_only: int = 0) -
     """rows: "DR ODC" or "" of the test split; `listed_only` further rows have no image."""
     file = root / "Test_Set/RFMiD_Testing_Labels.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = [",".join(RFMID)]
+    lines = [RFMID]
     for number, found in enumerate(rows + [""] * listed_only, start=1):
         if number <= len(rows):
             picture(root / "Test_Set/Test" / f"{number}.png", seed + number)
-        flags = [int(code in found.split()) for code in RFMID[2:]]
+        flags = [int(code in found.split()) for code in RFMID.split(",")[2:]]
         lines.append(",".join(map(str, [number, int(any(flags)), *flags])))
     file.write_text("\n".join(lines), encoding="utf-8-sig")
     return root

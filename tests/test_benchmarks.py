@@ -1,14 +1,14 @@
-"""FunBench, OmniMedVQA and GMAI-MMBench: what is written is read back; published oddities survive; bad rows are named."""
+"""FunBench, OmniMedVQA and GMAI-MMBench: written and read back; published oddities; bad rows are named."""
 
 import base64
 import json
 
+import downloads
 import pandas as pd
 import pytest
-
-import downloads
-from fundus_lib import benchmarks, data, questions
 from test_questions import ALL, record
+
+from fundus_lib import benchmarks, data, questions
 
 PNG = base64.b64encode(b"\x89PNG not really").decode()
 
@@ -109,7 +109,7 @@ def test_a_bad_omni_row_is_named(tmp_path, changes, reason):
 @pytest.mark.parametrize("content", ["", "[1, 2", "[]"])
 def test_a_broken_funbench_file_is_named(tmp_path, content):
     (tmp_path / "L1a.json").write_text(content)
-    with pytest.raises(data.DataError, match="L1a.json"):
+    with pytest.raises(data.DataError, match=r"L1a\.json"):
         benchmarks.read_funbench(tmp_path, tmp_path)
 
 
@@ -118,14 +118,15 @@ def test_funbench_with_several_answers_and_an_escaping_path(tmp_path):
     file = tmp_path / "L4-disease_diagnosis/L4b-multi_condition_diagnosis.json"
     benchmarks.write_json(file, {"data": {"a.png": item}})
     read = benchmarks.read_funbench(tmp_path, tmp_path)
-    assert read.loc[0, ["kind", "answer", "answer_text", "level", "question"]].to_list() == ["multi", "A,C", "x, z", "L4b", "Q?"]
+    columns = ["kind", "answer", "answer_text", "level", "question"]
+    assert read.loc[0, columns].to_list() == ["multi", "A,C", "x, z", "L4b", "Q?"]
     benchmarks.write_json(file, {"data": {"../a.png": item}})
-    with pytest.raises(data.DataError, match="L4b-multi.*leaves the folder"):
+    with pytest.raises(data.DataError, match=r"L4b-multi.*leaves the folder"):
         benchmarks.read_funbench(tmp_path, tmp_path)
 
 
 def read_gmai(folder, rows):
-    head = ["index", "image", "question", "A", "B", "C", "D", "E", "answer", "category", "clinical VQA task", "department"]
+    head = ["index", "image", "question", *"ABCDE", "answer", "category", "clinical VQA task", "department"]
     text = "\n".join("\t".join(row) for row in [head, *rows])
     (folder / "GMAI.tsv").write_text(text, encoding="utf-8-sig")
     return benchmarks.read_gmai(folder)

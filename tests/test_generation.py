@@ -1,8 +1,12 @@
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from fundus_lib import generation, model as models
+from fundus_lib import generation
+from fundus_lib import model as models
+from fundus_lib.questions import prompt
+from fundus_lib.settings import load
 
 PROMPTS = ["What is this?", "Which diagnosis fits this image?", "Drusen?", "Describe the findings."]
 
@@ -41,7 +45,7 @@ def test_option_scores_are_the_models_log_probabilities(loaded, images):
         inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[token]])], 1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros(1, 1, dtype=torch.long)], 1)
-    assert scores[0] == pytest.approx(expected, abs=1e-4)  # float32 sums in another order
+    assert scores[0] == pytest.approx(expected / len(ids), abs=1e-4)  # float32 sums in another order
     assert scores[0] != pytest.approx(scores[1], abs=1e-3)
 
 
@@ -49,3 +53,14 @@ def test_images_open_from_paths_bytes_and_images(images):
     from_path = generation.open_image(images[1])
     assert from_path.tobytes() == generation.open_image(images[1].read_bytes()).tobytes()
     assert generation.open_image(Image.new("L", (2, 2))).mode == "RGB"
+
+
+def test_questions_are_answered_in_their_order_and_weighed_by_likelihood(loaded, tiny_base, images):
+    questions = pd.DataFrame({"question": ["What is the diagnosis?"] * 3, "image": images[:3],
+                              "options": [[{"letter": "A", "text": "No DR"}, {"letter": "B", "text": "Drusen"}]] * 3})
+    said = generation.answer_questions(tiny_base, questions, load("smoke").evaluation)
+    backwards = generation.answer_questions(tiny_base, questions[::-1], load("smoke").evaluation)
+    assert len(said) == 3 and said == backwards[::-1]
+    scores = generation.option_scores(*loaded, images[0], prompt("What is the diagnosis?", questions.options[0]),
+                                      ["<answer> No DR </answer>", "<answer> Drusen </answer>"])
+    assert generation.likeliest_options(tiny_base, questions)[0] == "AB"[scores[1] > scores[0]]

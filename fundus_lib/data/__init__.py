@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from fundus_lib.data import idrid, rfmid, top, ucsd
-from fundus_lib.data.splits import SAME_PHOTOGRAPH, close_pairs, drop_conflicts, duplicates, groups, hold_out, leakage
 from fundus_lib.data.records import DataError, Problem, fingerprint, image_path, read_mask
+from fundus_lib.data.splits import SAME_PHOTOGRAPH, close_pairs, drop_conflicts, duplicates, groups, hold_out, leakage
 
 if TYPE_CHECKING:
     import datasets
@@ -70,7 +70,7 @@ def read(name: str, home: Path) -> tuple[list[dict], list[Problem]]:
     """The readable images of the data set at `home` as rows with sha256 and phash, and its problems."""
     records, problems = ADAPTERS[name].read(home)
     rows: dict[str, dict] = {}
-    for record in tqdm(records, desc=name, unit="image", leave=False):
+    for record in tqdm(records, desc=name, unit="image", leave=False, mininterval=2):
         try:
             if record.id in rows:
                 raise DataError(f"{record.id} is listed again, as {', '.join(record.labels)}: the first row counts")

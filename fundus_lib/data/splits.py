@@ -57,12 +57,12 @@ def drop_conflicts(records: pd.DataFrame) -> pd.DataFrame:
 def leakage(records: pd.DataFrame) -> pd.DataFrame:
     """Groups that lie in two splits, one row each: group, id_a, id_b, split_a, split_b, kind, distance (bits).
 
-    a and b are the first images of the group in either split; kind is what they share: file | photograph | eye | patient.
+    a and b are the group's first images in either split; kind is what they share: file | photograph | eye | patient.
     """
     first = records.drop_duplicates(["group", "split"])[["group", "id", "split", "sha256", "phash"]]
     pairs = first.merge(first, on="group", suffixes=("_a", "_b"))
     pairs = pairs[pairs["split_a"] < pairs["split_b"]].reset_index(drop=True)
-    pairs["distance"] = [(int(a, 16) ^ int(b, 16)).bit_count() for a, b in zip(pairs["phash_a"], pairs["phash_b"])]
+    pairs["distance"] = [(int(pair.phash_a, 16) ^ int(pair.phash_b, 16)).bit_count() for pair in pairs.itertuples()]
     pairs["kind"] = np.select([pairs["sha256_a"] == pairs["sha256_b"], pairs["distance"] <= SAME_PHOTOGRAPH,
                                pairs["distance"] <= SAME_EYE], ["file", "photograph", "eye"], "patient")
     return pairs[["group", "id_a", "id_b", "split_a", "split_b", "kind", "distance"]]

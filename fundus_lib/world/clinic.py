@@ -8,54 +8,32 @@ IRF, SRF, PED = "intraretinal fluid", "subretinal fluid", "pigment epithelial de
 ERM, HOLE = "epiretinal membrane", "full-thickness foveal defect"
 EN_FACE = (MICRO, BLOOD, FOUR, SECTOR, HARD, COTTON, VESSELS, CUP, DRUSEN, SPICULES)
 LESIONS = {"CFP": EN_FACE, "OCT": (IRF, SRF, PED, DRUSEN, ERM, HOLE), "UWF": EN_FACE}
-
 NORMAL_EN_FACE = {
     "normal optic disc": {CUP, VESSELS},
     "normal macula": {DRUSEN, HARD},
     "normal retinal vasculature": {MICRO, BLOOD, FOUR, SECTOR, VESSELS, SPICULES},
 }
-NORMAL = {  # a normal finding is there exactly when none of these lesions is
-    "CFP": NORMAL_EN_FACE,
-    "OCT": {"normal foveal contour": {IRF, SRF, ERM, HOLE, PED}, "intact retinal layers": set(LESIONS["OCT"])},
-    "UWF": NORMAL_EN_FACE,
-}
+NORMAL_OCT = {"normal foveal contour": {IRF, SRF, ERM, HOLE, PED}, "intact retinal layers": set(LESIONS["OCT"])}
+NORMAL = {"CFP": NORMAL_EN_FACE, "OCT": NORMAL_OCT, "UWF": NORMAL_EN_FACE}  # there when none of these lesions is
 FINDINGS = {modality: (*lesions, *NORMAL[modality]) for modality, lesions in LESIONS.items()}
 
+NOTHING, BY_CHANCE = ((), {}), {DRUSEN: 0.15, CUP: 0.15}  # by chance only where neither is a label of the data set
 DIABETIC = {MICRO: 0.85, BLOOD: 0.7, HARD: 0.5, COTTON: 0.4}
-BY_CHANCE = {DRUSEN: 0.15, CUP: 0.15}  # only where neither is a label of the same data set
-RULES = {  # modality -> label -> (always, {possible: probability})
-    "CFP": {
-        "No DR": ((), {}),
-        "Mild NPDR": ((MICRO,), BY_CHANCE),
-        "Moderate NPDR": ((), DIABETIC | BY_CHANCE),
-        "Severe NPDR": ((FOUR,), DIABETIC | BY_CHANCE),
-        "PDR": ((VESSELS,), DIABETIC | BY_CHANCE | {FOUR: 0.15}),
-        "Normal": ((), {}),
-        "Diabetic retinopathy": ((), DIABETIC | {FOUR: 0.25, VESSELS: 0.2}),
-        "Age-related macular degeneration": ((DRUSEN,), {}),
-        "Retinitis pigmentosa": ((SPICULES,), {}),
-    },
-    "OCT": {
-        "Normal": ((), {}),
-        "Drusen": ((DRUSEN,), {}),
-        "Choroidal neovascularization": ((PED,), {IRF: 0.6, SRF: 0.6, DRUSEN: 0.4, ERM: 0.15}),
-        "DME": ((IRF,), {SRF: 0.4, ERM: 0.15}),
-    },
-    "UWF": {
-        "Normal": ((), {}),
-        "Diabetic retinopathy": ((), DIABETIC | {FOUR: 0.25, VESSELS: 0.2}),
-        "Retinal vein occlusion": ((SECTOR,), {COTTON: 0.5, HARD: 0.15}),
-        "Glaucoma": ((CUP,), {COTTON: 0.15}),
-        "Retinitis pigmentosa": ((SPICULES,), {COTTON: 0.15}),
-        "Age-related macular degeneration": ((DRUSEN,), {COTTON: 0.15}),
-    },
+ANY_GRADE = ((), DIABETIC | {FOUR: 0.25, VESSELS: 0.2})
+RULES = {  # modality -> label -> findings always there, {possible finding: probability}
+    "CFP": {"No DR": NOTHING, "Mild NPDR": ((MICRO,), BY_CHANCE), "Moderate NPDR": ((), DIABETIC | BY_CHANCE),
+            "Severe NPDR": ((FOUR,), DIABETIC | BY_CHANCE), "PDR": ((VESSELS,), DIABETIC | BY_CHANCE | {FOUR: 0.15}),
+            "Normal": NOTHING, "Diabetic retinopathy": ANY_GRADE,
+            "Age-related macular degeneration": ((DRUSEN,), {}), "Retinitis pigmentosa": ((SPICULES,), {})},
+    "OCT": {"Normal": NOTHING, "Drusen": ((DRUSEN,), {}), "DME": ((IRF,), {SRF: 0.4, ERM: 0.15}),
+            "Choroidal neovascularization": ((PED,), {IRF: 0.6, SRF: 0.6, DRUSEN: 0.4, ERM: 0.15})},
+    "UWF": {"Normal": NOTHING, "Diabetic retinopathy": ANY_GRADE, "Glaucoma": ((CUP,), {COTTON: 0.15}),
+            "Retinal vein occlusion": ((SECTOR,), {COTTON: 0.5, HARD: 0.15}),
+            "Retinitis pigmentosa": ((SPICULES,), {COTTON: 0.15}),
+            "Age-related macular degeneration": ((DRUSEN,), {COTTON: 0.15})},
 }
-BEYOND_MILD = ({BLOOD}, {MICRO, HARD}, {MICRO, COTTON})
-ONE_OF = {  # one of these combinations must be among the findings
-    "Moderate NPDR": BEYOND_MILD,
-    "Diabetic retinopathy": BEYOND_MILD,
-    "Choroidal neovascularization": ({IRF}, {SRF}),
-}
+ONE_OF = dict.fromkeys(("Moderate NPDR", "Diabetic retinopathy"), ({BLOOD}, {MICRO, HARD}, {MICRO, COTTON}))
+ONE_OF["Choroidal neovascularization"] = ({IRF}, {SRF})  # one of the combinations must be there
 
 
 def complete(lesions, modality: str) -> frozenset[str]:
@@ -67,7 +45,7 @@ def complete(lesions, modality: str) -> frozenset[str]:
 def sample_findings(rng, label: str, modality: str) -> frozenset[str]:
     """Findings of one image that carries `label`, normal findings included; KeyError for a pair that is not drawn."""
     if label not in RULES.get(modality, {}):
-        raise KeyError(f"no rule for {label!r} in {modality!r}; drawn: {', '.join(RULES.get(modality, RULES))}")
+        raise KeyError(f"no rule for {label!r} in {modality}; drawn: {', '.join(RULES.get(modality, RULES))}")
     always, possible = RULES[modality][label]
     while True:
         found = complete([*always, *(f for f, p in possible.items() if rng.random() < p)], modality)

@@ -39,11 +39,15 @@ class View(NamedTuple):
         y = (np.arange(self.height) + 0.5) / self.scale[1] + self.origin.imag
         return x[None, :].astype(np.float32), y[:, None].astype(np.float32)
 
+    def pixels(self, points) -> np.ndarray:
+        """Points (...) in mm as pixels (..., 2)."""
+        offset = np.atleast_1d(points) - self.origin
+        return np.stack([offset.real * self.scale[0], offset.imag * self.scale[1]], -1)
+
     def fractions(self, points, mirrored: bool = False) -> list[tuple[float, float]]:
-        """Points in mm as fractions of width and height."""
-        spots = [complex(p) - self.origin for p in np.atleast_1d(points)]
-        across = [p.real * self.scale[0] / self.width for p in spots]
-        return [(1 - x if mirrored else x, p.imag * self.scale[1] / self.height) for x, p in zip(across, spots, strict=True)]
+        """Points in mm as fractions (x, y) of width and height."""
+        spots = (self.pixels(points) / (self.width, self.height)).tolist()
+        return [(1 - x if mirrored else x, y) for x, y in spots]
 
 
 class Layer:
@@ -56,17 +60,15 @@ class Layer:
 
     def polygons(self, outlines: np.ndarray, value: int = 255) -> None:
         """Fill closed outlines (n, corners)."""
-        spots = (outlines - self.view.origin) * OVERSAMPLING
-        pixels = np.stack([spots.real * self.view.scale[0], spots.imag * self.view.scale[1]], -1)
-        for outline in pixels.reshape(len(pixels), -1).tolist():
+        for outline in (self.view.pixels(outlines) * OVERSAMPLING).reshape(len(outlines), -1).tolist():
             self.pen.polygon(outline, fill=value)
 
     def blobs(self, rng, centres, radii, turn=0.0, rough: float = 0.0, soft: float = 0.0) -> None:
-        """Spots: centres (n,), radii (n, 2) along and across the angle `turn` (n,); `rough` frays, `soft` fades the edge."""
+        """Spots: centres (n,), radii (n, 2) along and across the angles `turn`; the edge frayed and faded."""
         centres, radii = np.atleast_1d(centres), np.atleast_2d(radii)
         fray = rng.normal(0, rough, (len(centres), 16))
-        outline = (radii[:, :1] * CIRCLE.real + 1j * radii[:, 1:] * CIRCLE.imag) * (1 + (fray + np.roll(fray, 1, 1)) / 2)
-        outline = outline * np.exp(1j * np.reshape(turn, (-1, 1)))
+        outline = (radii[:, :1] * CIRCLE.real + 1j * radii[:, 1:] * CIRCLE.imag) * np.exp(1j * np.c_[turn])
+        outline *= 1 + (fray + np.roll(fray, 1, axis=1)) / 2
         for size, value in ((1 + soft, 90), (1 + soft / 3, 170), (1 - soft / 3, 255))[0 if soft else 2 :]:
             self.polygons(centres[:, None] + outline * size, value)
         self.centres += centres.tolist()
@@ -75,7 +77,7 @@ class Layer:
         """Tapering lines: paths (n, steps), widths (n, steps)."""
         ahead = np.diff(paths, axis=1, append=2 * paths[:, -1:] - paths[:, -2:-1])
         side = 0.5j * widths * ahead / (abs(ahead) + 1e-9)
-        self.polygons(np.concatenate([paths + side, (paths - side)[:, ::-1]], 1), value)
+        self.polygons(np.concatenate([paths + side, (paths - side)[:, ::-1]], axis=1), value)
 
     def coverage(self) -> np.ndarray:
         """(height, width) float32 in 0..1."""
@@ -98,15 +100,15 @@ def cloud(rng, view: View, grain: float) -> np.ndarray:
 # How a device renders the retina. blur: thousandths of the image height; noise: s.d. of an image in 0..1;
 # wide (above 0.5 is yes): CFP in a 3:2 frame that cuts the circle, OCT with the white corner of a registered frame.
 Camera = namedtuple("Camera", "red green blue contrast vignette blur noise wide")
-STYLES = {
-    "clinic": Camera((0.96, 1.06), (0.93, 1.02), (0.86, 1), (0.97, 1.08), (0.2, 0.4), (0, 2.5), (0.008, 0.018), (0, 0)),
-    "screening": Camera((0.84, 0.92), (1.02, 1.1), (1.2, 1.4), (0.78, 0.88), (0.5, 0.7), (3, 5.5), (0.025, 0.04), (1, 1)),
-    "any": Camera((0.8, 1.1), (0.88, 1.14), (0.78, 1.45), (0.75, 1.12), (0.15, 0.75), (0, 6), (0.005, 0.045), (0, 1)),
+STYLES = {  # ranges; "any" holds the other two
+    "clinic": ((0.96, 1.06), (0.93, 1.02), (0.86, 1), (0.97, 1.08), (0.2, 0.4), (0, 2.5), (0.008, 0.018), (0, 0)),
+    "screening": ((0.84, 0.92), (1.02, 1.1), (1.2, 1.4), (0.78, 0.88), (0.5, 0.7), (3, 5.5), (0.022, 0.032), (1, 1)),
+    "any": ((0.8, 1.1), (0.88, 1.14), (0.78, 1.42), (0.75, 1.12), (0.15, 0.75), (0, 6), (0.005, 0.035), (0, 1)),
 }
 
 
 def camera_of(rng, style: str) -> Camera:
-    """Numbers of one device from the ranges of its style; "any" is wide enough to hold the other two."""
+    """One device from the ranges of its style; ValueError for an unknown style."""
     if style not in STYLES:
         raise ValueError(f"camera {style!r} is not one of {', '.join(STYLES)}")
     return Camera(*(float(rng.uniform(*between)) for between in STYLES[style]))
@@ -119,5 +121,4 @@ def develop(rng, camera: Camera, image: np.ndarray) -> Image.Image:
     picture = Image.fromarray(np.ascontiguousarray(exposed.astype(np.uint8).transpose(1, 2, 0)))
     picture = picture.filter(ImageFilter.GaussianBlur(camera.blur * picture.height / 1000))
     grain = (rng.standard_normal(image.shape[1:], np.float32) * np.float32(camera.noise * 255)).astype(np.int16)
-    grain = np.repeat(grain, 3, axis=1).reshape(picture.height, picture.width, 3)
-    return Image.fromarray(np.clip(np.asarray(picture) + grain, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(np.asarray(picture) + grain[..., None], 0, 255).astype(np.uint8))
