@@ -27,7 +27,8 @@ def ask(model, processor, images: Sequence, asked: Sequence[tuple[str, Sequence[
             for rollouts, (_, names) in zip(texts, asked, strict=True)]
 
 
-def to_ask(record: Mapping, vocabularies: Mapping[str, Mapping], finder: Mapping[str, Sequence[str]] | None) -> list[str]:
+def to_ask(record: Mapping, vocabularies: Mapping[str, Mapping],
+           finder: Mapping[str, Sequence[str]] | None) -> list[str]:
     """The findings to ask about one labelled image: Vocab[y, m] of its labels, as far as the finder knows the words.
 
     vocabularies: vocabulary.json of stage 02, by "label|modality"; a label without one asks for nothing.

@@ -45,7 +45,7 @@ def question_rows(questions: pd.DataFrame, findings: pd.DataFrame, root: Path) -
 
 
 def prepared(reward: Callable, levels: dict) -> Callable:
-    """The reward with the profile's levels, under its own name; it also writes the question's id beside its rollouts."""
+    """The reward with the profile's levels, under its own name; the question's id goes beside its rollouts."""
     @functools.wraps(reward)
     def call(prompts, completions, question_id, log_extra, **columns):
         log_extra("question_id", question_id)

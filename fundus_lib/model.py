@@ -32,6 +32,11 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+MODEL_CARD = """# A fundus-reading vision-language model, trained by an open laboratory to study training methods
+
+**Not for clinical use.** It has not been validated on patients; its answers and explanations can be wrong.
+How it was trained, on what, and how it was measured: job.json and log.csv beside it, manifest.json of its stage.
+"""
 PATCH, MERGE = 8, 2  # a merged image token of the small model covers 16 x 16 pixels
 
 
@@ -124,6 +129,7 @@ def load_model(path: str | Path, **kwargs) -> Qwen2_5_VLForConditionalGeneration
 
 
 def save(model: Qwen2_5_VLForConditionalGeneration, processor: ProcessorMixin, folder: str | Path) -> None:
-    """Model and processor side by side, so that one path loads both."""
+    """Model, processor and model card side by side, so that one path loads them."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    (Path(folder) / "README.md").write_text(MODEL_CARD)

@@ -6,6 +6,7 @@ training of a model this small does not learn to see.
 """
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -62,7 +63,7 @@ def token_targets(drawing: world.Drawing, rows: int, columns: int) -> np.ndarray
 def draw_one(index: int, *, seed: int, processor, height: int = 192) -> dict:
     """One drawn image with random findings, already cut into patches. It has no label.
 
-    Returns modality, findings (frozenset), laterality, pixels (patches, 384) float16, grid (1, 3), targets (tokens, 17).
+    Returns modality, findings (frozenset), laterality, pixels (patches, 384) float16, grid (1, 3), targets.
     """
     rng, modality = np.random.default_rng((seed, index)), MODALITIES[index % len(MODALITIES)]
     findings = world.random_findings(rng, modality)
@@ -77,7 +78,7 @@ def draw_one(index: int, *, seed: int, processor, height: int = 192) -> dict:
 
 def draw_pool(count: int, seed: int, processor, workers: int = 2) -> list[dict]:
     """`count` images of `draw_one`, drawn by `workers` processes; the same ones whatever their number."""
-    draw, bar = partial(draw_one, seed=seed, processor=processor), {"desc": "draw images without labels", "unit": "image"}
+    draw, bar = partial(draw_one, seed=seed, processor=processor), {"desc": "draw without labels", "unit": "image"}
     if count < 500:  # starting processes would take longer than drawing
         items = [draw(i) for i in tqdm(range(count), **bar)]
     else:
@@ -88,7 +89,7 @@ def draw_pool(count: int, seed: int, processor, workers: int = 2) -> list[dict]:
 
 def fit(parameters: Sequence[torch.nn.Parameter], loss_of: Callable, pool: Sequence[dict], *, phase: str, steps: int,
         batch: int, peak: float, seed: int) -> pd.DataFrame:
-    """AdamW on `loss_of(items)` over `steps` batches of the pool; warm-up, then linear decay to a twentieth of the peak.
+    """AdamW on `loss_of(items)` over `steps` batches of the pool; warm-up, linear decay to a twentieth of the peak.
 
     Returns phase, step, loss.
     """
@@ -148,7 +149,7 @@ def answer(thought: str, choice: str) -> str:
 
 
 def perception_example(item: dict, rng: random.Random) -> tuple[str, str]:
-    """One (prompt, answer) about what can be seen: a list of findings, a caption, one finding, the modality, the side."""
+    """One (prompt, answer) about what can be seen: findings, a caption, one finding, the modality, the side."""
     modality, findings, names = item["modality"], item["findings"], world.FINDINGS[item["modality"]]
     seen, kind = caption(modality, findings), rng.random()
     if kind < 0.45:
@@ -160,7 +161,8 @@ def perception_example(item: dict, rng: random.Random) -> tuple[str, str]:
     if kind < 0.75:
         finding = rng.choice(names if rng.random() < 0.5 or not findings else sorted(findings))
         choices = rng.sample(["Yes", "No"], 2)
-        return ask_option(f"Does this image show {finding}?", choices), answer(seen, "Yes" if finding in findings else "No")
+        verdict = "Yes" if finding in findings else "No"
+        return ask_option(f"Does this image show {finding}?", choices), answer(seen, verdict)
     if kind < 0.8 or item["laterality"] is None:
         choices = rng.sample(MODALITIES, len(MODALITIES))
         return ask_option("Which imaging modality is this?", choices), answer(f"This is a {modality} image.", modality)
@@ -197,7 +199,8 @@ def encode(processor, items: Sequence[dict], texts: Sequence[tuple[str, str]], d
     whole = [torch.cat(row) for row in rows]
     ids = pad_sequence(whole, batch_first=True, padding_value=tokenizer.pad_token_id)
     labels = [torch.cat([torch.full_like(head, -100), tail]) for head, tail in rows]
-    inputs = {"input_ids": ids, "attention_mask": pad_sequence([torch.ones_like(row) for row in whole], batch_first=True),
+    ones = [torch.ones_like(row) for row in whole]
+    inputs = {"input_ids": ids, "attention_mask": pad_sequence(ones, batch_first=True),
               "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
               "mm_token_type_ids": (ids == processor.image_token_id).long()}
     return {name: tensor.to(device) for name, tensor in inputs.items()}
@@ -256,6 +259,7 @@ def train_base(folder: Path, settings, seed: int) -> None:
             processor.tokenizer, text_hidden=settings.text_hidden, text_layers=settings.text_layers,
             vision_hidden=settings.vision_hidden, vision_depth=settings.vision_depth)
         pool = draw_pool(settings.pool_images, seed, processor)
+        torch.set_num_threads(min(2, os.cpu_count() or 1))  # nothing runs beside it, and more do not help this size
         log = train_vision(model, pool, steps=settings.vision_steps, batch=settings.vision_batch,
                            peak=settings.vision_learning_rate, seed=seed)
         log.to_csv(folder / "vision.csv", index=False)
@@ -287,7 +291,8 @@ def build_base(folder: Path, settings, seed: int) -> None:
     else:
         from huggingface_hub import model_info
 
-        (folder / "hub.json").write_text(json.dumps({"id": settings.hub_id, "revision": model_info(settings.hub_id).sha}))
+        hub = {"id": settings.hub_id, "revision": model_info(settings.hub_id).sha}
+        (folder / "hub.json").write_text(json.dumps(hub))
 
 
 def base_path(folder: Path) -> str:
@@ -297,7 +302,8 @@ def base_path(folder: Path) -> str:
     from huggingface_hub import snapshot_download
 
     hub = json.loads((folder / "hub.json").read_text())
-    return snapshot_download(hub["id"], revision=hub["revision"], allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
+    files = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+    return snapshot_download(hub["id"], revision=hub["revision"], allow_patterns=files)
 
 
 def known_findings(folder: Path) -> dict[str, list[str]] | None:

@@ -254,6 +254,6 @@ def table5_picture(table5: pd.DataFrame) -> Figure:
             rows = table5[table5["source"] == source]
             ax.scatter(pd.to_numeric(rows[column], errors="coerce"), [setups.index(setup) for setup in rows["setup"]],
                        color=METHOD_COLOURS[source], marker=marker, label=source, zorder=3)
-        ax.set(title=name, xlabel="percent", xlim=(0, 100), yticks=range(len(setups)), yticklabels=setups)
+        ax.set(title=name, xlabel="percent", xlim=(-4, 104), yticks=range(len(setups)), yticklabels=setups)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

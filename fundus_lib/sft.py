@@ -42,16 +42,18 @@ def train(folder: Path, *, start: str, rows: str, epochs: float, learning_rate: 
     """Fine-tune the model at `start` on the traces in `rows` (parquet of `trace_rows`) into `folder`; resumes."""
     from trl import SFTConfig, SFTTrainer
 
+    data = as_dataset(pd.read_parquet(rows))
     processor = models.load_processor(start)
     model, checkpoint = training.start_model(start, folder, lora_rank=lora_rank, train_vision=train_vision)
     arguments = SFTConfig(
         output_dir=str(folder / training.CHECKPOINTS), num_train_epochs=epochs, learning_rate=learning_rate,
-        per_device_train_batch_size=batch_size, lr_scheduler_type="linear", warmup_steps=20, seed=seed,
+        per_device_train_batch_size=batch_size, lr_scheduler_type="linear", seed=seed,
+        warmup_steps=min(20, steps(len(data), epochs, batch_size) // 10),
         max_length=None,  # truncation would cut image tokens
         save_strategy="epoch", **training.machine_arguments(),
     )
     trainer = SFTTrainer(
-        model, arguments, train_dataset=as_dataset(pd.read_parquet(rows)), processing_class=processor,
+        model, arguments, train_dataset=data, processing_class=processor,
         callbacks=[training.LogWriter(folder / "log.csv")],
     )
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -1,11 +1,13 @@
-"""The trainers on a real, tiny Qwen2.5-VL: plain GRPO reproduced bit for bit, UADT bites, an interrupted run resumes."""
+"""The trainers on a real, tiny Qwen2.5-VL: plain GRPO bit for bit, UADT bites, an interrupted run resumes."""
 
 import pandas as pd
 import pytest
 import torch
 
-from fundus_lib import grpo, model as models, training
-from fundus_lib.sft import as_dataset, steps, train as sft_train
+from fundus_lib import grpo, training
+from fundus_lib import model as models
+from fundus_lib.sft import as_dataset, steps
+from fundus_lib.sft import train as sft_train
 from fundus_lib.uadt import UADTGRPOTrainer
 
 OPTIONS = [{"letter": "A", "text": "No DR"}, {"letter": "B", "text": "Moderate NPDR"}]
@@ -112,8 +114,8 @@ def test_an_interrupted_run_resumes_exactly_and_leaves_a_loadable_model(job, tmp
 
 def test_lora_is_merged_into_a_model_that_loads(job, tiny_base, tmp_path):
     grpo.train(tmp_path, **(job | {"lora_rank": 4, "steps": 1}))
-    moved = [name for (name, a), b in zip(models.load_model(tiny_base).named_parameters(),
-                                          models.load_model(tmp_path).parameters(), strict=True) if not torch.equal(a, b)]
+    before, after = models.load_model(tiny_base).named_parameters(), models.load_model(tmp_path).parameters()
+    moved = [name for (name, a), b in zip(before, after, strict=True) if not torch.equal(a, b)]
     assert not (tmp_path / "adapter_config.json").exists()
     assert all(".visual." not in name for name in moved)
 

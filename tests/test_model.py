@@ -2,10 +2,12 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from fundus_lib import generation, model as models
+from fundus_lib import generation
+from fundus_lib import model as models
 from tests.conftest import TEXTS
 
 TOKENIZER = models.train_tokenizer(TEXTS * 3, vocabulary_size=400)
@@ -44,7 +46,7 @@ def test_saved_and_loaded_weights_are_equal_and_only_safetensors(tiny_base, tmp_
     models.save(model, models.load_processor(tiny_base), tmp_path)
     again = models.load_model(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    assert {p.suffix for p in tmp_path.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    assert {p.suffix for p in tmp_path.iterdir()} <= {".json", ".safetensors", ".jinja", ".md"}
 
 
 def test_a_folder_without_an_image_processor_is_refused(tiny_base, tmp_path):

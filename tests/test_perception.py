@@ -61,7 +61,8 @@ def test_frozen_features_give_the_logits_of_the_whole_model(tiny_base):
     items = [as_tensors(perception.draw_one(i, seed=0, processor=processor, height=96)) for i in range(3)]
     inputs = perception.encode(processor, items, [("What is this?", "drusen"), ("Is it?", "no"), ("a", "b")], "cpu")
     pixels, grids = perception.image_tensors(items, "cpu")
-    whole = model(**{k: v for k, v in inputs.items() if k != "labels"}, pixel_values=pixels, image_grid_thw=grids).logits
+    text = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+    whole = model(**text, pixel_values=pixels, image_grid_thw=grids).logits
     perception.look(model, items)
     split = perception.answer_logits(model, inputs, items)
     answered = inputs["labels"] != -100

@@ -2,7 +2,8 @@ import inspect
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from trl import GRPOTrainer
 
 from fundus_lib.uadt import UADTGRPOTrainer, mean_entropy, shape_advantages, update_threshold
