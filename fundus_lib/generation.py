@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from fundus_lib import model as models
 from fundus_lib.questions import option_texts

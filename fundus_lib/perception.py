@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from fundus_lib import model as models
 from fundus_lib import world

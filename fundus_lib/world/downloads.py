@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from fundus_lib.world.clinic import BLOOD, COTTON, HARD, MICRO, sample_findings
 from fundus_lib.world.drawing import draw
