@@ -56,7 +56,8 @@ def prepared(reward: Callable, levels: dict) -> Callable:
 
 def train(folder: Path, *, setup: str, start: str, rows: str, prompts_per_step: int, rollouts: int, steps: int,
           learning_rate: float, warmup_steps: int, kl_beta: float, temperature: float, max_new_tokens: int,
-          lora_rank: int, train_vision: bool, uadt: dict, levels: dict, seed: int) -> None:
+          micro_batch: int, lora_rank: int, train_vision: bool, zero_stage: int, uadt: dict, levels: dict,
+          seed: int) -> None:
     """Train one setup from the model at `start` on the questions in `rows` into `folder`; resumes.
 
     uadt: strength, temperature, decay and granularity of `UADTGRPOTrainer`; used by the setups named *_uadt.
@@ -70,14 +71,17 @@ def train(folder: Path, *, setup: str, start: str, rows: str, prompts_per_step: 
     model, checkpoint = training.start_model(start, folder, lora_rank=lora_rank, train_vision=train_vision)
     scores = [prepared(reward, levels) for reward in REWARDS[setup.removesuffix("_uadt")]]
     checkpoints = folder / training.CHECKPOINTS
+    machine = training.machine_arguments(prompts_per_step * rollouts, micro_batch, zero_stage)
     arguments = GRPOConfig(
         output_dir=str(checkpoints), max_steps=steps, num_generations=rollouts, beta=kl_beta,
-        per_device_train_batch_size=prompts_per_step * rollouts, temperature=temperature, top_k=0,
+        temperature=temperature, top_k=0,
         max_completion_length=max_new_tokens, learning_rate=learning_rate, lr_scheduler_type="linear",
-        warmup_steps=warmup_steps, seed=seed, steps_per_generation=1,  # buffered rollouts are lost on a resume
+        warmup_steps=warmup_steps, seed=seed,
+        # One generation a step: rollouts buffered over several steps are not in a checkpoint.
+        steps_per_generation=machine["gradient_accumulation_steps"],
         generation_kwargs={"suppress_tokens": model.generation_config.suppress_tokens},
         log_completions=True, num_completions_to_print=1, save_strategy="steps", save_steps=max(1, steps // 5),
-        **training.machine_arguments(),
+        **machine,
     )
     trainer = UADTGRPOTrainer(
         model, scores, arguments, train_dataset=as_dataset(pd.read_parquet(rows)),

@@ -73,6 +73,7 @@ class SFT(Section):
     epochs: Annotated[PositiveInt, STATED]
     learning_rate: Annotated[PositiveFloat, GUESS]
     batch_size: Annotated[PositiveInt, GUESS]
+    micro_batch: Annotated[PositiveInt, OURS]                 # sequences a device takes at once; the rest accumulates
     lora_rank: Annotated[NonNegativeInt, GUESS]               # 0: every weight is trained
     train_vision: Annotated[bool, STATED]
 
@@ -86,6 +87,7 @@ class GRPO(Section):
     kl_beta: Annotated[float, Field(ge=0), GUESS]             # 0: no KL term, no reference model
     temperature: Annotated[PositiveFloat, STATED]
     max_new_tokens: Annotated[PositiveInt, GUESS]
+    micro_batch: Annotated[PositiveInt, OURS]
     lora_rank: Annotated[NonNegativeInt, GUESS]
 
 
@@ -123,6 +125,7 @@ class Settings(Section):
     setups: Annotated[tuple[Literal["A", "B", "C", "D", "E", "F", "G", "H", "I", "J", "F_uadt", "G_uadt"], ...],
                       Field(min_length=1, strict=False), STATED]
     seeds: Annotated[PositiveInt, GUESS]                      # training runs of each setup
+    zero_stage: Annotated[Literal[0, 2], GUESS]               # DeepSpeed ZeRO on GPUs; 0: without
     workers: Annotated[PositiveInt, OURS]                     # training processes side by side, one thread each
 
 

@@ -38,7 +38,7 @@ def steps(row_count: int, epochs: float, batch_size: int) -> int:
 
 
 def train(folder: Path, *, start: str, rows: str, epochs: float, learning_rate: float, batch_size: int,
-          lora_rank: int, train_vision: bool, seed: int) -> None:
+          micro_batch: int, lora_rank: int, train_vision: bool, zero_stage: int, seed: int) -> None:
     """Fine-tune the model at `start` on the traces in `rows` (parquet of `trace_rows`) into `folder`; resumes."""
     from trl import SFTConfig, SFTTrainer
 
@@ -47,10 +47,10 @@ def train(folder: Path, *, start: str, rows: str, epochs: float, learning_rate: 
     model, checkpoint = training.start_model(start, folder, lora_rank=lora_rank, train_vision=train_vision)
     arguments = SFTConfig(
         output_dir=str(folder / training.CHECKPOINTS), num_train_epochs=epochs, learning_rate=learning_rate,
-        per_device_train_batch_size=batch_size, lr_scheduler_type="linear", seed=seed,
+        lr_scheduler_type="linear", seed=seed,
         warmup_steps=min(20, steps(len(data), epochs, batch_size) // 10),
         max_length=None,  # truncation would cut image tokens
-        save_strategy="epoch", **training.machine_arguments(),
+        save_strategy="epoch", **training.machine_arguments(batch_size, micro_batch, zero_stage),
     )
     trainer = SFTTrainer(
         model, arguments, train_dataset=data, processing_class=processor,

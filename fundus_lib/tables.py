@@ -103,6 +103,16 @@ def compare(stage: runs.Stage, folder: Path = FIGURES) -> int:
     return missing
 
 
+def run_table(manifests: dict[str, dict]) -> pd.DataFrame:
+    """What a run took: stage, minutes, peak GiB, device, commit; the last row is the whole road."""
+    rows = [{"stage": stage, "minutes": round(facts["seconds"] / 60, 1), "peak_gib": facts["peak_memory_gib"],
+             "device": facts["device"], "commit": facts["commit"][:12] + facts["commit"][40:]}  # 40: "-dirty" stays
+            for stage, facts in manifests.items()]
+    whole = {"stage": "all", "minutes": round(sum(facts["seconds"] for facts in manifests.values()) / 60, 1),
+             "peak_gib": max(row["peak_gib"] for row in rows)}
+    return pd.DataFrame([*rows, rows[-1] | whole])
+
+
 def save(table: pd.DataFrame, name: str, folder: Path) -> None:
     """Print a table and write it to <folder>/tables/<name>.csv."""
     print(f"\n{name}\n{table.to_string(index=False)}")
@@ -111,10 +121,15 @@ def save(table: pd.DataFrame, name: str, folder: Path) -> None:
 
 
 def write_index(folder: Path = FIGURES) -> Path:
-    """INDEX.md of what lies in papers_figs: figures with the title they carry, tables with their number of rows."""
+    """INDEX.md of what lies in papers_figs: the run it is from (tables/run.csv), figures with the title they carry,
+    tables with their number of rows."""
     from PIL import Image
 
     lines = ["# Figures and tables", "", "Generated; the numbers behind every figure lie beside it."]
+    if (folder / "tables" / "run.csv").exists():
+        whole = pd.read_csv(folder / "tables" / "run.csv", dtype={"commit": str}).iloc[-1]
+        lines += ["", f"Ours: the embedded world (drawn images, a small model), {whole.minutes} minutes up to stage "
+                  f"07 on {whole.device}, at most {whole.peak_gib} GiB, commit {whole.commit}."]
     for kind in ("figures", "tables", "recorded", "published"):
         lines += ["", f"## {kind.capitalize()}", ""]
         for file in sorted(path for path in (folder / kind).glob("*") if path.suffix in (".png", ".csv")):

@@ -20,13 +20,28 @@ from transformers.trainer_utils import get_last_checkpoint
 from fundus_lib import model as models
 
 CHECKPOINTS = "checkpoints"
+FINISHED = ".finished"  # written last into a run's folder
 
 
-def machine_arguments() -> dict:
-    """Training arguments that depend on the machine, not on the method."""
-    gpu = torch.cuda.is_available()
+def machine_arguments(batch: int, micro_batch: int, zero_stage: int) -> dict:
+    """Training arguments that depend on the machine, not on the method.
+
+    batch: sequences of an optimiser step; micro_batch: of one forward pass on one device; the rest is accumulated.
+    zero_stage: DeepSpeed ZeRO on GPUs, 0 for none.
+
+    Raises:
+        ValueError: the batch cannot be cut into equal micro-batches over the devices.
+    """
+    gpu, devices = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", 1))
+    if batch % (micro_batch * devices):
+        raise ValueError(f"a batch of {batch} sequences is no multiple of {micro_batch} on {devices} device(s): "
+                         "change micro_batch in the profile")
+    shard = {"zero_optimization": {"stage": zero_stage}, "bf16": {"enabled": "auto"}, "gradient_clipping": "auto",
+             "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
     return {"use_cpu": not gpu, "bf16": gpu, "gradient_checkpointing": gpu, "report_to": "none", "disable_tqdm": True,
-            "dataloader_pin_memory": gpu, "logging_steps": 1, "save_total_limit": 1}
+            "dataloader_pin_memory": gpu, "logging_steps": 1, "save_total_limit": 1,
+            "per_device_train_batch_size": micro_batch, "deepspeed": shard if gpu and zero_stage else None,
+            "gradient_accumulation_steps": batch // (micro_batch * devices)}
 
 
 class LogWriter(TrainerCallback):
@@ -72,7 +87,8 @@ def start_model(start: str | Path, folder: Path, *, lora_rank: int, train_vision
 
     checkpoints = folder / CHECKPOINTS
     checkpoint = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
-    model = models.load_model(start if lora_rank or checkpoint is None else checkpoint)
+    # float32 weights under bf16 autocast: an update of 1e-6 would be rounded away in bfloat16
+    model = models.load_model(start if lora_rank or checkpoint is None else checkpoint, dtype=torch.float32)
     if lora_rank and checkpoint:
         return PeftModel.from_pretrained(model, checkpoint, is_trainable=True), checkpoint
     if lora_rank:
@@ -92,6 +108,7 @@ def finish(trainer, processor, folder: Path) -> None:
         model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
         models.save(model, processor, folder)
         write_log(trainer.state.log_history, folder / "log.csv")
+        (folder / FINISHED).touch()
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
@@ -130,7 +147,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
         RuntimeError: a job failed; the message holds the end of its log and its place.
     """
     gpus = torch.cuda.device_count()
-    waiting = [job for job in jobs if not (job.folder / "config.json").exists()]
+    waiting = [job for job in jobs if not (job.folder / FINISHED).exists()]
     queue, running = list(waiting), []
     title = ", ".join(f"{job.folder.parent.name}/{job.folder.name}" for job in waiting)
     with tqdm(total=sum(job.steps for job in waiting), desc=title, unit="step", disable=not waiting) as bar:

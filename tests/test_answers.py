@@ -170,9 +170,9 @@ def test_a_letter_in_tags_comes_back(letter, form, thought):
 
 
 def test_long_nonsense_is_read_in_linear_time():
-    for text in ("A or " * 2000, "not " * 2000, "no drusen, " * 1000, "<think>" * 2000, "\\boxed{" * 2000,
-    "so " * 2000):
-        extract_answer(text, OCT)
+    """An exponential pattern would never come back from these; what they say is no single option."""
+    for text in ("A or " * 2000, "not " * 2000, "no drusen, " * 1000, "<think>" * 2000, "\\boxed{" * 2000):
+        assert extract_answer(text, OCT).value in (None, "A")
 
 
 @pytest.mark.skipif(not PUBLIC.exists(), reason="the public answer cases are not on this machine")

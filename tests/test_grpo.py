@@ -36,10 +36,10 @@ def trainer_of(kind, base, rows, folder, steps, **extra):
     torch.manual_seed(0)
     model = models.load_model(base)
     arguments = GRPOConfig(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=8, num_generations=4, seed=0,
+        output_dir=str(folder), max_steps=steps, num_generations=4, seed=0,
         max_completion_length=8, steps_per_generation=1, learning_rate=1e-3, temperature=1.0, beta=0.0,
         generation_kwargs={"suppress_tokens": model.generation_config.suppress_tokens}, save_strategy="no",
-        **training.machine_arguments())
+        **training.machine_arguments(8, 8, 0))
     return kind(model, even_length, arguments, train_dataset=as_dataset(rows),
                 processing_class=models.load_processor(base), **extra)
 
@@ -78,7 +78,7 @@ def job(tiny_base, rows, tmp_path_factory):
     return {
         "setup": "G_uadt", "start": str(tiny_base), "rows": str(path), "prompts_per_step": 2, "rollouts": 4,
         "steps": 5, "learning_rate": 1e-3, "warmup_steps": 0, "kl_beta": 0.0, "temperature": 1.0,
-        "max_new_tokens": 8, "lora_rank": 0, "train_vision": False, "seed": 0,
+        "max_new_tokens": 8, "micro_batch": 8, "zero_stage": 0, "lora_rank": 0, "train_vision": False, "seed": 0,
         "levels": {"right_tenuous": 0.5, "wrong_plausible": 0.5},
         "uadt": {"strength": 0.5, "temperature": 0.5, "decay": 0.9, "granularity": "rollout"},
     }
@@ -125,14 +125,26 @@ def test_sft_lowers_the_loss_and_leaves_the_vision_tower_alone(tiny_base, rows, 
     rows.assign(completion="<think> This CFP image shows microaneurysm. </think> <answer> B </answer>").to_parquet(path)
     folder = tmp_path / "E"
     folder.mkdir()
-    sft_train(folder, start=str(tiny_base), rows=str(path), epochs=3, learning_rate=1e-2, batch_size=4, lora_rank=0,
-              train_vision=False, seed=0)
+    sft_train(folder, start=str(tiny_base), rows=str(path), epochs=3, learning_rate=1e-2, batch_size=4, micro_batch=2,
+              lora_rank=0, train_vision=False, zero_stage=0, seed=0)
     log = pd.read_csv(folder / "log.csv")
     assert len(log) == steps(len(rows), 3, 4) == 6
     assert log.loss.iloc[-1] < log.loss.iloc[0]
     before, after = models.load_model(tiny_base), models.load_model(folder)
     assert torch.equal(before.model.visual.patch_embed.proj.weight, after.model.visual.patch_embed.proj.weight)
     assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
+
+
+def test_accumulated_micro_batches_keep_groups_whole_and_every_rollout(job, tmp_path):
+    grpo.train(tmp_path, **(job | {"micro_batch": 4, "steps": 2}))
+    log, rollouts = pd.read_csv(tmp_path / "log.csv"), pd.read_parquet(tmp_path / "rollouts.parquet")
+    assert len(log) == 2 and (rollouts.groupby("step").size() == 8).all()
+    assert (rollouts.groupby(["step", "question_id"]).size() % 4 == 0).all()
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="change micro_batch"):
+        training.machine_arguments(10, 4, 0)
 
 
 def test_a_failing_job_names_its_folder_and_shows_its_log(tmp_path):

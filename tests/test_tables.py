@@ -82,3 +82,12 @@ def test_index_lists_figures_with_their_titles(tmp_path):
     text = tables.write_index(tmp_path).read_text()
     assert "[sheet](figures/sheet.png) ([pdf](figures/sheet.pdf), [csv](figures/sheet.csv)): A title" in text
     assert "[table5](tables/table5.csv): 2 rows" in text and text.count("sheet.csv") == 1
+
+
+def test_the_run_table_adds_up_and_heads_the_index(tmp_path):
+    facts = {"device": "cpu, 2 cores", "commit": "0123456789" * 4 + "-dirty"}
+    manifests = {"01_data": facts | {"seconds": 60, "peak_memory_gib": 1.0},
+                 "05_sft": facts | {"seconds": 90, "peak_memory_gib": 3.0}}
+    tables.save(tables.run_table(manifests), "run", tmp_path)
+    assert "2.5 minutes" in tables.write_index(tmp_path).read_text()
+    assert "3.0 GiB, commit 012345678901-dirty." in (tmp_path / "INDEX.md").read_text()

@@ -48,6 +48,9 @@ def load_dataset(name: str, root: str | Path) -> "datasets.Dataset":
     if len(homes) > 1:
         raise DataError(f"{name} lies at {' and at '.join(map(str, homes))}.\n  give one of them")
     rows, problems = read(name, homes[0])
+    if not rows:
+        raise FileNotFoundError(f"no image of {name} in {homes[0]} is readable and labelled: {problems[0].reason}\n"
+                                f"  {problems[0].file}\n  unpack the whole official download of {name} there")
     if problems:
         warnings.warn(f"{name}: {len(problems)} problems, first: {problems[0].file}: {problems[0].reason}\n"
                       f"  list them:  fundus_lib.data.read_downloads({str(root)!r})[1]", stacklevel=2)
