@@ -150,12 +150,21 @@ def constant_baseline(questions: pd.DataFrame) -> pd.Series:
                       for question in questions.itertuples()], index=questions.index, dtype=object)
 
 
+def image_keys(questions: pd.DataFrame) -> list[str]:
+    """How records.parquet knows each question's image: by path, or by content where the benchmark carries the bytes."""
+    return [question.path if isinstance(question.path, str) else hashlib.sha256(question.image).hexdigest()
+            for question in questions.itertuples()]
+
+
+def image_content(questions: pd.DataFrame, records: pd.DataFrame) -> pd.Series:
+    """sha256 of each question's image. One photograph asked about in two benchmarks is one observation."""
+    content = {key: row.sha256 for row in records.itertuples() for key in (row.path, row.sha256)}
+    return pd.Series([content[key] for key in image_keys(questions)], index=questions.index, dtype=object)
+
+
 def image_source(questions: pd.DataFrame, records: pd.DataFrame) -> pd.Series:
     """Where each question's image comes from: "clinic" (the camera of the training images), "screening" (another one),
-    "transfer" (no training image of its modality carries its label) or "held out" (real images).
-
-    Images are looked up in records.parquet by path, or by content where the benchmark carries the bytes.
-    """
+    "transfer" (no training image of its modality carries its label) or "held out" (real images)."""
     train = records[records["split"] == "train"]
     trained = {(label, row.modality) for row in train.itertuples() for label in row.labels}
     sources = {}
@@ -163,23 +172,21 @@ def image_source(questions: pd.DataFrame, records: pd.DataFrame) -> pd.Series:
         seen = any((label, row.modality) in trained for label in row.labels)
         sources[row.path] = sources[row.sha256] = "transfer" if not seen else \
             row.camera if isinstance(row.camera, str) else "held out"
-    keys = [question.path if isinstance(question.path, str) else hashlib.sha256(question.image).hexdigest()
-            for question in questions.itertuples()]
-    return pd.Series([sources[key] for key in keys], index=questions.index, dtype=object)
+    return pd.Series([sources[key] for key in image_keys(questions)], index=questions.index, dtype=object)
 
 
-def wilson_interval(hits: Sequence[bool]) -> tuple[float, float]:
-    """95 % interval of a share (Wilson): also sensible at 0 %, at 100 % and for few questions."""
+def wilson_interval(hits: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of a mean share (Wilson): also sensible at 0 %, at 100 % and for few images. hits: 0..1 each."""
     from scipy.stats import binomtest
 
-    interval = binomtest(int(np.sum(hits)), len(hits)).proportion_ci(0.95, method="wilson")
+    interval = binomtest(round(float(np.sum(hits))), len(hits)).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def paired_interval(a: Sequence[float], b: Sequence[float], n: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of a - b with its 95 % percentile bootstrap interval over the questions, both in the same order.
+    """Mean of a - b with its 95 % percentile bootstrap interval over the images, both in the same order.
 
-    Hits of several training runs are averaged per question beforehand: the interval is about questions, not about runs.
+    Hits of several questions about an image, or training runs, are averaged beforehand: the interval is about images.
     """
     from scipy.stats import bootstrap
 

@@ -165,6 +165,13 @@ def test_image_source_knows_camera_and_transfer():
     assert evaluation.image_source(asked, records).tolist() == ["clinic", "screening", "transfer", "held out"]
 
 
+def test_a_photograph_in_two_benchmarks_is_one_observation():
+    content = hashlib.sha256(b"3").hexdigest()
+    records = pd.DataFrame({"path": ["a", "b"], "sha256": [content, "1"]})
+    asked = pd.DataFrame({"path": ["a", None, "b"], "image": [None, b"3", None]})  # the second carries a's bytes
+    assert evaluation.image_content(asked, records).tolist() == [content, content, "1"]
+
+
 def test_intervals():
     low, high = evaluation.wilson_interval([True] * 5 + [False] * 5)
     assert (low, high) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
