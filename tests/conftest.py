@@ -1,5 +1,8 @@
 """Fixtures shared by the tests that need a model: a real Qwen2.5-VL, randomly initialised, 0.1 M parameters."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 TEXTS = [
@@ -36,3 +39,17 @@ def images(tmp_path_factory):
         paths.append(folder / f"{i}.png")
         Image.new("RGB", (48, 48) if i % 2 else (72, 48), (30 * i, 120, 255 - 30 * i)).save(paths[-1])
     return paths
+
+
+@pytest.fixture(scope="session")
+def trace_cases():
+    """(case, label, modality and findings of its checks) of the public traces that a reference page covers."""
+    from fundus_lib import knowledge
+
+    file = Path(__file__).parents[2] / "shared" / "clinical" / "trace_cases_public.json"
+    if not file.exists():
+        pytest.skip("the public trace cases are not beside this checkout")
+    cases = [case for case in json.loads(file.read_text())["cases"]
+             if (case["label"], case["modality"]) in knowledge.pairs()]
+    assert len(cases) >= 75  # of 79: a page that is lost must not make the rate look better
+    return [(case, {"label": case["label"], "modality": case["modality"], "findings": case["V_I"]}) for case in cases]

@@ -1,7 +1,5 @@
 """Traces: the writer, one known-bad trace a category, and the public cases."""
 
-import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +7,6 @@ import pytest
 
 from fundus_lib import knowledge, traces, world
 
-CASES = Path(__file__).parents[2] / "shared" / "clinical" / "trace_cases_public.json"
 DRAWN = [(label, modality) for modality, rules in world.clinic.RULES.items() for label in rules]
 SEEN = ["microaneurysm", "retinal hemorrhage", "hard exudate"]
 OPTIONS = [{"letter": "A", "text": "PDR"}, {"letter": "B", "text": "Moderate NPDR"}]
@@ -112,15 +109,10 @@ def test_build_keeps_the_reasons():
     assert not traces.build(questions, seen, max_words=5).kept.any()
 
 
-def test_the_public_cases():
-    if not CASES.exists():
-        pytest.skip("the public trace cases are not beside this checkout")
+def test_the_public_cases(trace_cases):
     passed = []
-    for case in json.loads(CASES.read_text())["cases"]:
-        if (case["label"], case["modality"]) in knowledge.pairs():
-            about = {"label": case["label"], "modality": case["modality"], "findings": case["V_I"]}
-            found = traces.check_trace(case["trace"], **about).problems
-            needed = set(case["expected_qc"]["categories"])
-            passed.append(needed <= found <= needed | set(case["expected_qc"]["also_acceptable"]))
-    assert len(passed) >= 75
+    for case, about in trace_cases:
+        found = traces.check_trace(case["trace"], **about).problems
+        needed = set(case["expected_qc"]["categories"])
+        passed.append(needed <= found <= needed | set(case["expected_qc"]["also_acceptable"]))
     assert np.mean(passed) >= 0.97
