@@ -69,14 +69,13 @@ def generate(
 @torch.no_grad()
 def option_scores(model, processor, image, prompt: str, answers: Sequence[str]) -> list[float]:
     """Mean log-probability a token of each answer text after (image, prompt); a long name is not punished."""
-    prefix = processor.apply_chat_template(
-        user_turn(open_image(image), prompt), add_generation_prompt=True, tokenize=False
-    )
+    image = open_image(image)
+    prefix = processor.apply_chat_template(user_turn(image, prompt), add_generation_prompt=True, tokenize=False)
     inputs = processor(
-        images=[[open_image(image)]] * len(answers), text=[prefix + answer for answer in answers],
+        images=[[image]] * len(answers), text=[prefix + answer for answer in answers],
         padding=True, padding_side="right", return_tensors="pt",
     ).to(model.device)
-    length = len(processor(images=[open_image(image)], text=[prefix])["input_ids"][0])
+    length = len(processor(images=[image], text=[prefix])["input_ids"][0])
     ids, mask = inputs["input_ids"][:, length:], inputs["attention_mask"][:, length:]
     logits = model(**inputs).logits[:, length - 1:-1].float()
     tokens = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]

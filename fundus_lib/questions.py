@@ -53,21 +53,6 @@ def lesion_question(finding: str) -> str:
     return f"Does this image show {finding}?"
 
 
-def lesion_prompt(finding: str) -> str:
-    """Prompt of the yes/no question about one finding."""
-    return prompt(lesion_question(finding), as_options(YES_NO))
-
-
-def modality_prompt() -> str:
-    """Prompt of the question about the modality."""
-    return prompt(MODALITY, as_options(MODALITIES))
-
-
-def laterality_prompt() -> str:
-    """Prompt of the question about the side."""
-    return prompt(LATERALITY, as_options(SIDES))
-
-
 def diagnosis(labels: Iterable[str]) -> str | None:
     """The one label that the image itself can prove: a grade or a diagnosis; None when there are several or none."""
     found = [label for label in labels if label not in NO_DIAGNOSIS]

@@ -100,7 +100,7 @@ def test_at_most_six_options():
 def test_prompt_is_short_and_survives_parquet(asked, tmp_path):
     asked.to_parquet(tmp_path / "questions.parquet")
     row = pd.read_parquet(tmp_path / "questions.parquet").set_index("id").loc["top-1/L2b"]
-    assert questions.prompt(row.question, row.options) == questions.laterality_prompt() == (
+    assert questions.prompt(row.question, row.options) == (
         "Which eye is this? Options: A. Right eye, B. Left eye. Think in <think> </think>, then give one option in "
         "<answer> </answer>.")
 
