@@ -18,11 +18,11 @@ PY      := $(if $(PYTHON),$(PYTHON),.venv/bin/python)
 CHOICE   = --profile $(PROFILE) --seed $(SEED) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DATA),--data "$(DATA)")
 RUNS     = $(PY) -m fundus_lib.runs
 
-.PHONY: help reproduce test status compare lab env lock clean $(STAGES)
+.PHONY: help reproduce test status compare data-status bench lab env lock clean $(STAGES)
 .DEFAULT_GOAL := help
 
 help:            ## this list
-	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "make STAGE        one stage and what it needs: $(STAGES)"
 	@echo "variables         PROFILE=smoke|cpu|single_gpu|paper (now $(PROFILE))  DATA=<folder of unpacked downloads>  SEED=  SEEDS="
 
@@ -38,6 +38,9 @@ status: env      ## each stage of the profile: finished, stale and why, missing;
 compare: env     ## ours beside the published tables, with verdicts, into papers_figs/
 	@$(PY) -m fundus_lib.tables compare --profile $(PROFILE)
 
+data-status: env ## what of the catalogue lies in DATA, with counts and problems, and how to get the rest
+	@$(PY) -m fundus_lib.data status "$(DATA)"
+
 # Two threads are many times slower than one as soon as two processes share the cores.
 test: export OMP_NUM_THREADS = 1
 test: env        ## lint, unit tests, all notebooks through papermill (smoke), then through nbval
@@ -46,6 +49,9 @@ test: env        ## lint, unit tests, all notebooks through papermill (smoke), t
 	$(PY) -m pytest -q -n 2 --dist loadscope tests
 	$(RUNS) reproduce --profile smoke
 	$(PY) -m pytest -q -n 2 --dist loadscope --nbval-lax --nbval-current-env notebooks
+
+bench: env       ## what the data layer costs on this machine, into papers_figs/recorded/bench.csv
+	@$(PY) -m fundus_lib.bench
 
 lab: env         ## JupyterLab on the notebooks
 	@$(PY) -m jupyterlab --notebook-dir=notebooks

@@ -1,19 +1,23 @@
 """FunBench, OmniMedVQA and GMAI-MMBench (their fundus parts): our test questions in their formats, and their readers.
 
-Readers return the columns of questions.parquet plus benchmark and image (bytes, GMAI only); `task` is the benchmark's
-own code. Option letters are mapped by text. Only a few of FunBench's file names are public; the others are ours.
+Readers return the columns of questions.parquet plus benchmark, image (bytes, tables only) and department (GMAI only);
+`task` is the benchmark's own code. Option letters are mapped by text. Only a few of FunBench's file names are public;
+the others are ours. A bad row raises DataError, or goes to the list `problems` when one is given (official downloads).
 """
 
-import base64
-import binascii
+import hashlib
 import json
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+from tqdm import tqdm
 
-from fundus_lib.data import DataError, image_path
-from fundus_lib.data.records import read_table
-from fundus_lib.questions import COLUMNS, YES_NO, as_options, option_texts
+from fundus_lib.data import DataError, fingerprint, image_path
+from fundus_lib.data.records import Problem, folders
+from fundus_lib.questions import as_options, option_texts
+from fundus_lib.vlmevalkit import READ, base64_table, collect, narrowed, question_row, read_rows
 
 FUNBENCH_LESIONS = {"retinal hemorrhage": "L3a1-lesion_recognition-Haemorrhage",
                     "hard exudate": "L3a2-lesion_recognition-Hard_exudate",
@@ -21,23 +25,43 @@ FUNBENCH_LESIONS = {"retinal hemorrhage": "L3a1-lesion_recognition-Haemorrhage",
                     "microaneurysm": "L3a5-lesion_recognition-Microaneurysm",
                     "neovascularization": "L3a6-lesion_recognition-Neovascularization"}
 FUNBENCH_FILES = {"L1a": "L1-modality_perception/L1a-coarse_modality_perception",
+                  "L2a": "L2-anatomy_perception/L2a-anatomy_localization",
                   "L2b": "L2-anatomy_perception/L2b-laterality_recognition",
                   "L3a": "L3-lesion_analysis/L3a-lesion_recognition",
+                  "L3b": "L3-lesion_analysis/L3b-lesion_localization",
+                  "L3c": "L3-lesion_analysis/L3c-lesion_size", "L3d": "L3-lesion_analysis/L3d-lesion_count",
                   "L4a": "L4-disease_diagnosis/L4a-binary_condition_diagnosis",
                   "L4b": "L4-disease_diagnosis/L4b-multi_condition_diagnosis",
-                  "L4c": "L4-disease_diagnosis/L4c-dr_grading"}
+                  "L4c": "L4-disease_diagnosis/L4c-dr_grading", "L4d": "L4-disease_diagnosis/L4d-amd_grading"}
 FUNBENCH_PROMPT = ("Please choose the most suitable option and answer with its letter. [Description: {options}] "
                    "The question is: {question}")
+OMNI_EYE = {"Retinal OCT-C8": 4016, "Diabetic Retinopathy": 2051, "Yangxi": 1515, "OCT & X-Ray 2017": 630,
+            "OLIVES": 593, "PALM2019": 510, "JSIEC": 220, "ACRIMA": 159, "DRIMDB": 132, "DeepDRiD": 131,
+            "Adam Challenge": 87}  # open-access data set -> its published questions about eyes, of all five types
+OMNI_RULE = (f"OmniMedVQA, open access: data set one of {', '.join(OMNI_EYE)}; modality fundus photography or OCT; "
+             "type Modality Recognition, Anatomy Identification, Lesion Grading or Disease Diagnosis")
+OMNI_LISTS = "QA_information/Open-access"
 OMNI_TASKS = {"MR": "Modality Recognition", "AI": "Anatomy Identification", "LG": "Lesion Grading",
               "DD": "Disease Diagnosis"}
 OMNI_OF = {"L1a": "MR", "L2b": "AI", "L4c": "LG", "L4b": "DD"}  # level of a question -> task
+ONE_ANSWER = ("single", "yesno")  # kinds of question that OmniMedVQA and GMAI-MMBench have
 OMNI_SETS = ("IDRiD", "UCSD", "TOP")
 OMNI_MODALITIES = {"CFP": "Fundus Photography", "OCT": "OCT (Optical Coherence Tomography",  # as published, unclosed
                    "UWF": "Ultra-widefield Fundus Photography"}
 GMAI_TASKS = {"AR": "attribute recognition", "BVR": "blood vessels recognition", "NT": "nervous tissue",
               "DD": "disease diagnosis", "SG": "severity grading"}
-READ = [*COLUMNS, "benchmark", "image"]  # columns of what the readers return
+EYE = "Ophthalmology"  # GMAI-MMBench's department
+GMAI_RULE = ("GMAI-MMBench, VAL: department Ophthalmology; fundus photography or OCT where a modality is named; task "
+             "AR, BVR, NT, DD or SG")
 GMAI_OF = {"L1a": "AR", "L2b": "AR", "L4c": "SG", "L4b": "DD"}
+
+
+class Selection(NamedTuple):
+    """Which questions of a download are taken: the rule in words, what it took and left, the hash of what it took."""
+
+    rule: str
+    counts: pd.DataFrame  # questions by group and task before the selection; the last columns say what is kept
+    sha256: str
 
 
 def write_all(folder: Path, questions: pd.DataFrame, root: Path) -> None:
@@ -59,36 +83,15 @@ def read_all(folder: Path, root: Path) -> pd.DataFrame:
                       read_gmai(folder / "gmai_fundus")], ignore_index=True)
 
 
-def narrowed(question, most: int) -> tuple[list[dict[str, str]], str]:
-    """(options, answer letter) with at most `most` options: wrong ones are dropped from the end, letters run anew."""
-    texts = list(option_texts(question.options).values())
-    for text in [text for text in reversed(texts) if text != question.answer_text][: max(0, len(texts) - most)]:
-        texts.remove(text)
-    return as_options(texts), as_options(texts)[texts.index(question.answer_text)]["letter"]
-
-
-def row(file: Path, place, root: Path | None, *, question: str, options: dict[str, str], answer: str,
-        path: str | None = None, **more) -> dict:
-    """One question as read. DataError names file and row for an answer that is no option and a path out of `root`."""
-    letters = str(answer).replace(" ", "").upper().split(",")
-    if not set(letters) <= set(options):
-        raise DataError(f"{file}, {place}: answer {answer!r} is none of the options {options}")
-    try:
-        if root is not None:
-            image_path(root, path)
-    except DataError as error:
-        raise DataError(f"{file}, {place}: {error}") from None
-    kind = "multi" if len(letters) > 1 else "yesno" if set(options.values()) == set(YES_NO) else "single"
-    return {"split": "test", "path": path, "kind": kind, "question": question, "answer": ",".join(letters),
-            "options": [{"letter": letter, "text": text} for letter, text in options.items()],
-            "answer_text": ", ".join(options[letter] for letter in letters), **more}
-
-
 def read_json(file: Path, kind: type):
-    """The JSON content when it is a `kind`; DataError naming the file otherwise."""
+    """The JSON content when it is a `kind`; DataError naming the file otherwise, or when a key is there twice."""
+    def once(pairs: list[tuple]) -> dict:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError(f"{Counter(key for key, _ in pairs).most_common(1)[0][0]!r} is there twice")
+        return found
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError) as error:
+        content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{file} is not readable JSON: {error}") from None
     if not isinstance(content, kind):
         raise DataError(f"{file} should hold a {kind.__name__}, not a {type(content).__name__}")
@@ -102,108 +105,194 @@ def write_json(file: Path, content) -> None:
 
 
 def write_funbench(folder: Path, questions: pd.DataFrame) -> None:
-    """FunBench's tree: one file a task (L3a: a lesion), in it one question an image, found by the image's path."""
+    """FunBench's tree: a file a task and finding, in it one question an image. It has no place for open questions."""
     files: dict[str, dict] = {}
-    for question in questions.itertuples():
-        name = FUNBENCH_FILES[question.level]
-        if question.level == "L3a":
-            name = f"{name}/{FUNBENCH_LESIONS[question.finding]}"
+    for question in questions[questions["kind"] != "open"].itertuples():
+        name, finding = FUNBENCH_FILES[question.level], question.finding
+        if isinstance(finding, str):
+            part = FUNBENCH_LESIONS.get(finding) if question.level == "L3a" else None
+            name = f"{name}/{part or f'{Path(name).name}-{finding}'.replace(' ', '_')}"
         options = option_texts(question.options)
         listed = "; ".join(f"{letter}. {text}" for letter, text in options.items())
-        files.setdefault(name, {})[question.path] = {
-            "gt": question.answer, "raw_data": {"gt": question.answer_text, "options": list(options.values())},
-            "E-mode2": None, "E-mode3": FUNBENCH_PROMPT.format(options=listed, question=question.question)}
+        truth = [options[letter] for letter in question.answer.split(",")]
+        if question.path in files.setdefault(name, {}):
+            raise DataError(f"{question.id} is the second question about {question.path} in {name}.json; FunBench's "
+                            "format holds one: give the question a finding of its own, or ask it of another image")
+        files[name][question.path] = {
+            "gt": question.answer, "E-mode2": None,
+            "raw_data": {"gt": truth if question.kind == "multi" else truth[0], "options": list(options.values())},
+            "E-mode3": FUNBENCH_PROMPT.format(options=listed, question=question.question)}
     for name, data in files.items():
         write_json(folder / f"{name}.json", {"info": {"questions": len(data)}, "data": data})
 
 
-def read_funbench(folder: Path, root: Path) -> pd.DataFrame:
+def read_funbench(folder: Path, root: Path, problems: list[Problem] | None = None) -> pd.DataFrame:
     """FunBench's tree. task and level: L1a...L4d; id: file in the tree without suffix, "::", image path."""
     lesions, rows = {name: finding for finding, name in FUNBENCH_LESIONS.items()}, []
-    for file in sorted(folder.rglob("*.json")):
-        level = file.stem[:3]
-        for path, item in read_json(file, dict).get("data", {}).items():
-            try:
-                raw, text, answer = item["raw_data"], item["E-mode3"], item["gt"]
-                options = option_texts(as_options(raw["options"]))
-            except (KeyError, TypeError) as error:
-                raise DataError(f"{file}, {path}: needs gt, raw_data.options and E-mode3 ({error})") from None
-            new = row(file, path, root, benchmark="FunBench", task=level, level=level, options=options, answer=answer,
-                      question=text.rpartition("The question is:")[2].strip(), finding=lesions.get(file.stem),
-                      id=f"{file.relative_to(folder).with_suffix('').as_posix()}::{path}",
-                      path=path)
-            rows.append(new | ({"kind": "multi"} if isinstance(raw.get("gt"), list) else {}))
+    for file in sorted(folder.rglob("L*.json")):
+        level, part = file.stem[:3], file.stem.split("-", 2)[2:]
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        finding = lesions.get(file.stem, part[0].replace("_", " ") if part else None)
+
+        def build(path: str, item: dict, level=level, name=name, finding=finding) -> dict:
+            raw, text = item["raw_data"], item["E-mode3"]
+            if not (isinstance(raw, dict) and isinstance(raw.get("options") or 0, list) and isinstance(text, str)):
+                raise DataError("needs gt, raw_data.options and E-mode3")
+            options, several = option_texts(as_options(map(str, raw["options"]))), isinstance(raw.get("gt"), list)
+            question = text.rpartition("The question is:")[2].strip()
+            new = question_row(root, question=question, options=options, answer=item["gt"], path=path,
+                               id=f"{name}::{path}", task=level, level=level, finding=finding)
+            texts = [options[letter] for letter in new["answer"].split(",")]
+            if sorted(map(str, raw["gt"] if several else [raw.get("gt", texts[0])])) != sorted(texts):
+                raise DataError(f"gt {item['gt']!r} means {texts}, raw_data.gt is {raw['gt']!r}")
+            return new | ({"kind": "multi"} if several else {})
+        if not isinstance(items := read_json(file, dict).get("data"), dict):
+            raise DataError(f"{file} has no object `data`: {{image path: question}}")
+        rows += collect("FunBench", file, items.items(), {"gt", "raw_data", "E-mode3"}, build, problems)
     return pd.DataFrame(rows, columns=READ)
 
 
 def write_omni(folder: Path, questions: pd.DataFrame) -> None:
-    """OmniMedVQA's lists, one file a data set: the answer as text, at most four options."""
+    """OmniMedVQA's lists, one file a data set: the answer as text, at most four options, one right."""
     files: dict[str, list] = {}
-    for question in questions[questions["level"].isin(OMNI_OF)].itertuples():
+    for question in questions[questions["level"].isin(OMNI_OF) & questions["kind"].isin(ONE_ANSWER)].itertuples():
         options, _ = narrowed(question, 4)
         files.setdefault(question.dataset, []).append({
             "dataset": question.dataset, "question_id": question.id, "question": question.question,
             "question_type": OMNI_TASKS[OMNI_OF[question.level]], "gt_answer": question.answer_text,
             "image_path": question.path, **{f"option_{option['letter']}": option["text"] for option in options},
-            "modality_type": OMNI_MODALITIES[question.modality]})
+            "modality_type": OMNI_MODALITIES.get(question.modality, question.modality)})
     for name, content in files.items():
-        write_json(folder / "QA_information" / "Open-access" / f"{name}.json", content)
+        write_json(folder / OMNI_LISTS / f"{name}.json", content)
 
 
-def read_omni(folder: Path, root: Path) -> pd.DataFrame:
+def read_omni(folder: Path, root: Path, problems: list[Problem] | None = None) -> pd.DataFrame:
     """OmniMedVQA's lists. options C, D may be absent; one published row says `modality` for `modality_type`."""
-    codes, modalities = ({text: code for code, text in names.items()} for names in (OMNI_TASKS, OMNI_MODALITIES))
+    codes = {text: code for code, text in OMNI_TASKS.items()}
+    modalities = {text.rstrip(")"): name for name, text in OMNI_MODALITIES.items()}
+
+    def build(place: str, item: dict) -> dict:
+        options = {x: item[f"option_{x}"].strip() for x in "ABCD" if isinstance(item.get(f"option_{x}"), str)}
+        options = {letter: text for letter, text in options.items() if text}
+        truth, task = str(item["gt_answer"]).strip(), item["question_type"]
+        kind = str(item.get("modality_type", item.get("modality")))
+        letter = next((letter for letter, text in options.items() if text == truth), truth)
+        return question_row(root, question=item["question"], options=options, answer=letter, path=item["image_path"],
+                            id=item["question_id"], task=codes.get(task, task), dataset=item.get("dataset"),
+                            modality=modalities.get(kind.rstrip(")"), kind))
     rows = []
     for file in sorted(folder.rglob("*.json")):
-        for number, item in enumerate(read_json(file, list), start=1):
-            if missing := {"question_id", "question_type", "question", "gt_answer", "image_path"} - set(item):
-                raise DataError(f"{file}, row {number}: no {', '.join(sorted(missing))}")
-            options = {letter: item[f"option_{letter}"] for letter in "ABCD" if item.get(f"option_{letter}")}
-            truth, task = item["gt_answer"], item["question_type"]
-            kind = item.get("modality_type", item.get("modality"))
-            rows.append(row(file, f"row {number}", root, benchmark="Omni-Fundus", task=codes.get(task, task),
-                            answer=next((letter for letter, text in options.items() if text == truth), truth),
-                            options=options, question=item["question"], id=item["question_id"], path=item["image_path"],
-                            dataset=item.get("dataset"), modality=modalities.get(kind, kind)))
+        items = ((f"row {number}", item) for number, item in enumerate(read_json(file, list), start=1))
+        needed = {"question_id", "question_type", "question", "gt_answer", "image_path", "option_A"}
+        rows += collect("Omni-Fundus", file, items, needed, build, problems)
     return pd.DataFrame(rows, columns=READ)
 
 
 def write_gmai(folder: Path, questions: pd.DataFrame, root: Path) -> None:
-    """GMAI-MMBench's table with the image files in base64; a repeated image is the index of the row that holds it."""
-    rows, holder = [], {}
-    for index, question in enumerate(questions[questions["level"].isin(GMAI_OF)].itertuples()):
-        options, letter = narrowed(question, 5)
-        first = holder.setdefault(question.path, index)
-        image = base64.b64encode(image_path(root, question.path).read_bytes()).decode() if first == index else first
-        rows.append({"index": index, "image": image, "question": question.question, **dict.fromkeys("ABCDE"),
-                     **{option["letter"]: option["text"] for option in options}, "answer": letter,
-                     "category": question.answer_text, "clinical VQA task": GMAI_OF[question.level],
-                     "department": "Ophthalmology", "perceptual granularity": "image level",
-                     "modality": question.modality})
-    if rows:
+    """GMAI-MMBench's table: at most five options, one right."""
+    asked = questions[questions["level"].isin(GMAI_OF) & questions["kind"].isin(ONE_ANSWER)].reset_index(drop=True)
+    if len(asked):
         folder.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(rows).to_csv(folder / "GMAI-Fundus_VAL.tsv", sep="\t", index=False)
+        base64_table(asked, root, 5).assign(**{
+            "category": asked["answer_text"], "clinical VQA task": asked["level"].map(GMAI_OF), "department": EYE,
+            "perceptual granularity": "image level", "modality": asked["modality"],
+        }).to_csv(folder / "GMAI-Fundus_VAL.tsv", sep="\t", index=False)
 
 
-def read_gmai(folder: Path) -> pd.DataFrame:
-    """GMAI-MMBench's tables: rows of the department Ophthalmology, images as bytes; E may be empty, "None" or "nan"."""
+def gmai_rows(folder: Path, problems: list[Problem] | None = None) -> pd.DataFrame:
+    """Every question of GMAI-MMBench's VAL table (TEST has no answers); images as bytes, those of the eye only."""
     codes = {text: code for code, text in GMAI_TASKS.items()}
-    rows = []
-    for file in sorted(folder.rglob("*.tsv")):
-        table = read_table(file, ["index", "image", "question", "A", "B", "answer", "clinical VQA task"], "\t")
-        images = dict(zip(table["index"], table["image"], strict=True))
-        for item in table.to_dict("records"):
-            place = f"index {item['index']}"
-            if item.get("department", "Ophthalmology").lower() != "ophthalmology":
-                continue
-            options = {letter: item[letter] for letter in "ABCDE"
-                       if item.get(letter, "").lower() not in ("", "none", "nan")}
-            try:
-                image = base64.b64decode(images.get(item["image"], item["image"]), validate=True)
-            except binascii.Error as error:
-                raise DataError(f"{file}, {place}: the image is not base64: {error}") from None
-            task = item["clinical VQA task"]
-            rows.append(row(file, place, None, benchmark="GMAI-Fundus", task=codes.get(task.lower(), task), image=image,
-                            options=options, question=item["question"], answer=item["answer"],
-                            id=f"GMAI/{item['index']}", modality=item.get("modality")))
+
+    def build(item: dict) -> dict:
+        task, department = item["clinical vqa task"], item.get("department", EYE)
+        if not item["image"]:
+            raise DataError("no image")
+        return {"id": f"GMAI/{item['index']}", "task": codes.get(task.lower(), task), "department": department,
+                "modality": item.get("modality")} | ({} if department.lower() == EYE.lower() else {"image": None})
+    rows = [row for file in sorted(folder.rglob("*VAL.tsv"))
+            for row in read_rows("GMAI-Fundus", file, {"image", "A", "B", "clinical vqa task"}, build, problems)]
     return pd.DataFrame(rows, columns=READ)
+
+
+def read_gmai(folder: Path, problems: list[Problem] | None = None) -> pd.DataFrame:
+    """GMAI-MMBench's fundus part."""
+    return select_gmai(gmai_rows(folder, problems))[0]
+
+
+def digest(questions: pd.DataFrame) -> str:
+    """sha256 of the sorted questions: image path (GMAI: id), question and answer text, one line each."""
+    lines = questions["path"].fillna(questions["id"]) + "\t" + questions["question"] + "\t" + questions["answer_text"]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def selected(rule: str, questions: pd.DataFrame, kept: pd.Series, groups: list) -> tuple[pd.DataFrame, Selection]:
+    """The questions that are `kept`, and the Selection with its counts by `groups` and task."""
+    counts = pd.crosstab(groups, questions["task"]).assign(kept=kept.groupby(groups).sum())
+    return questions[kept].reset_index(drop=True), Selection(rule, counts, digest(questions[kept]))
+
+
+def select_omni(items: pd.DataFrame) -> tuple[pd.DataFrame, Selection]:
+    """OmniMedVQA's fundus part by OMNI_RULE; items: read_omni of the whole benchmark. counts has what is published."""
+    eye = items["dataset"].isin(list(OMNI_EYE)) & items["modality"].isin(list(OMNI_MODALITIES))
+    groups = items["dataset"].where(eye, "not of the eye")
+    questions, selection = selected(OMNI_RULE, items, eye & items["task"].isin(list(OMNI_TASKS)), [groups])
+    return questions, selection._replace(counts=selection.counts.assign(published=pd.Series(OMNI_EYE)))
+
+
+def select_gmai(rows: pd.DataFrame) -> tuple[pd.DataFrame, Selection]:
+    """GMAI-MMBench's fundus part by GMAI_RULE; rows: gmai_rows."""
+    modality = rows["modality"].fillna("").astype(str)
+    retinal = modality.str.contains(r"fundus|\boct\b|coherence|^$|^cfp$|^uwf$|^ffa$", case=False)
+    kept = (rows["department"].str.lower() == EYE.lower()) & retinal & rows["task"].isin(list(GMAI_TASKS))
+    return selected(GMAI_RULE, rows, kept, [rows["department"], modality])
+
+
+def find(root: Path) -> dict[str, Path]:
+    """Benchmark -> its folder below `root`, known by FunBench's L1-*, QA_information/Open-access or the VAL table."""
+    signs = {"FunBench": "L[1-4]-*/*.json", "Omni-Fundus": f"{OMNI_LISTS}/*.json", "GMAI-Fundus": "*VAL.tsv"}
+    homes = reversed(folders(root, 3))  # the first in order wins
+    return {name: home for home in homes for name, sign in signs.items() if any(home.glob(sign))}
+
+
+def read_official(root: Path) -> tuple[pd.DataFrame, dict[str, Selection], list[Problem]]:
+    """(questions of the fundus parts, benchmark -> Selection, problems) of the official downloads below `root`.
+
+    Images are looked for in the folders that `find` returns; questions whose image is missing stay, with a problem.
+    """
+    parts, selections, problems = [pd.DataFrame(columns=READ)], {}, []
+    for name, home in find(root).items():
+        try:
+            if name == "FunBench":
+                part = read_funbench(home, home, problems)
+            elif name == "Omni-Fundus":
+                part, selections[name] = select_omni(read_omni(home / OMNI_LISTS, home, problems))
+            else:
+                part, selections[name] = select_gmai(gmai_rows(home, problems))
+        except DataError as error:
+            problems.append(Problem(name, home, None, str(error)))
+            continue
+        if lost := [path for path in part["path"].dropna().unique() if not image_path(home, path).exists()]:
+            problems.append(Problem(name, home, None, f"{len(lost)} images are missing, first: {lost[0]}"))
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True), selections, problems
+
+
+def image_prints(questions: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """The readable images of `read_official`'s questions, each once: benchmark, path (GMAI: id), sha256, phash."""
+    homes, rows = find(root), []
+    images = questions.assign(key=questions["path"].fillna(questions["id"])).drop_duplicates(["benchmark", "key"])
+    for image in tqdm(images.itertuples(), total=len(images), desc="benchmark images", unit="image"):
+        try:
+            stored = image.image if isinstance(image.image, bytes) else image_path(homes[image.benchmark], image.path)
+            rows.append((image.benchmark, image.key, *fingerprint(stored)))
+        except DataError:
+            continue  # a missing image is a problem that read_official has reported
+    return pd.DataFrame(rows, columns=["benchmark", "path", "sha256", "phash"])
+
+
+def table4(questions: pd.DataFrame) -> pd.DataFrame:
+    """Our Table 4: benchmark, task ("all": its sum), questions, images (distinct), sha256 (`digest`)."""
+    both = pd.concat([questions, questions.assign(task="all")])
+    return pd.DataFrame([{"benchmark": benchmark, "task": task, "questions": len(part), "sha256": digest(part),
+                          "images": part["path"].fillna(part["image"]).nunique()}
+                         for (benchmark, task), part in both.groupby(["benchmark", "task"])])

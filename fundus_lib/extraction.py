@@ -1,5 +1,6 @@
 """Visual-finding extraction over a data set: ask a model about every image, count the votes, measure the finder."""
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pandas as pd
 
 from fundus_lib import generation, voting
 from fundus_lib.data import ANNOTATED, image_path
+
+MOST_ASKED = 12  # findings in one question when the finder is measured: about as many as a vocabulary holds
 
 
 def ask(model, processor, images: Sequence, asked: Sequence[tuple[str, Sequence[str]]], settings,
@@ -64,12 +67,20 @@ def find_findings(model, processor, records: pd.DataFrame, vocabularies: Mapping
 def known_truth(records: pd.DataFrame, root: Path, finder: Mapping[str, Sequence[str]] | None) -> pd.DataFrame:
     """Findings that are known to be there or not: of drawn test images all, of real ones what their masks annotate.
 
-    Returns record_id, finding, present.
+    Of a drawn image all that is there counts, and as many drawn by lot that are not, to `MOST_ASKED` in all. Returns
+    record_id, finding, present.
     """
+    def chosen(record, seen: set[str]) -> list[str]:
+        lot = random.Random(record.id)
+        there = [name for name in finder[record.modality] if name in seen][:MOST_ASKED]
+        absent = [name for name in finder[record.modality] if name not in seen]
+        return sorted(there + lot.sample(absent, min(len(absent), MOST_ASKED - len(there))))
+
     if (root / "truth.parquet").exists():
         truth = pd.read_parquet(root / "truth.parquet").set_index("path").findings
         held_out = records[(records.split == "test") & (records.camera == "clinic") & records.path.isin(truth.index)]
-        pairs = ((r.id, name, name in set(truth[r.path])) for r in held_out.itertuples() for name in finder[r.modality])
+        pairs = ((r.id, name, name in set(truth[r.path])) for r in held_out.itertuples()
+                 for name in chosen(r, set(truth[r.path])))
     else:
         pairs = ((r.id, name, there) for r in records.itertuples()
                  for name, there in voting.from_masks(r.masks, ANNOTATED.get(r.dataset, ())).items()

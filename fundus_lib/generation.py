@@ -88,11 +88,11 @@ def placed(path: str | Path):
 
 
 def answer_questions(path: str | Path, questions: pd.DataFrame, settings) -> list[str]:
-    """Greedy responses of the model at `path` to questions (columns question, options, image), in their order.
+    """Greedy responses of the model at `path` to questions (columns question, options, kind, image), in order.
 
     settings: the section `evaluation`.
     """
-    prompts = [ask(question, options) for question, options in zip(questions.question, questions.options, strict=True)]
+    prompts = [ask(*row) for row in zip(questions.question, questions.options, questions.kind, strict=True)]
     texts = generate(*placed(path), list(questions.image), prompts, max_new_tokens=settings.max_new_tokens,
                      batch_size=settings.batch_size, desc="answer")
     return [text for (text,) in texts]

@@ -38,7 +38,7 @@ def question_rows(questions: pd.DataFrame, findings: pd.DataFrame, root: Path) -
     rows = questions[questions.split == "train"]
     return pd.DataFrame({
         "question_id": rows.id, "image": [str(root / path) for path in rows.path],
-        "prompt": [prompt(q, o) for q, o in zip(rows.question, rows.options, strict=True)],
+        "prompt": [prompt(q, o, k) for q, o, k in zip(rows.question, rows.options, rows.kind, strict=True)],
         "answer": rows.answer, "options": rows.options, "kind": rows.kind, "label": rows.label,
         "modality": rows.modality, "findings": [list(seen.get(r, [])) for r in rows.record_id],
     })

@@ -27,6 +27,8 @@ from fundus_lib import world
 from fundus_lib.world.clinic import LESIONS, RULES
 
 MODALITIES = tuple(world.FINDINGS)
+POOL = ("CFP", "OCT", "UWF", "CFP", "OCT", "UWF", "CFP", "FFA")  # in turn: the more findings, the more images
+MOST_ASKED = 12  # findings in one question
 TARGETS = (*dict.fromkeys(lesion for names in LESIONS.values() for lesion in names), "optic disc")
 DECISIVE = ("present", "absent", "Yes", "No", "Right", "Left")  # words of an answer that say what was seen
 KNOWN = "findings.json"  # beside the small model: the findings whose names it was taught
@@ -65,7 +67,7 @@ def draw_one(index: int, *, seed: int, processor, height: int = 192) -> dict:
 
     Returns modality, findings (frozenset), laterality, pixels (patches, 384) float16, grid (1, 3), targets.
     """
-    rng, modality = np.random.default_rng((seed, index)), MODALITIES[index % len(MODALITIES)]
+    rng, modality = np.random.default_rng((seed, index)), POOL[index % len(POOL)]
     findings = world.random_findings(rng, modality)
     drawing = world.draw(rng, modality, findings, camera="any", height=height)
     patches = processor.image_processor(images=[drawing.image], return_tensors="np")
@@ -134,7 +136,7 @@ def train_vision(model, pool: Sequence[dict], **schedule) -> pd.DataFrame:
 def caption(modality: str, findings: frozenset[str]) -> str:
     """What is there, in words: "This CFP image shows drusen, hard exudate."."""
     present = [finding for finding in world.FINDINGS[modality] if finding in findings]
-    return f"This {modality} image shows {', '.join(present) if present else 'no listed finding'}."
+    return f"This {modality} image shows {', '.join(present) if present else 'no finding'}."
 
 
 def ask_option(question: str, options: Sequence[str]) -> str:
@@ -152,23 +154,31 @@ def perception_example(item: dict, rng: random.Random) -> tuple[str, str]:
     """One (prompt, answer) about what can be seen: findings, a caption, one finding, the modality, the side."""
     modality, findings, names = item["modality"], item["findings"], world.FINDINGS[item["modality"]]
     seen, kind = caption(modality, findings), rng.random()
-    if kind < 0.45:
-        asked = [f for f in names if rng.random() < 0.8] or list(names)
+    if kind < 0.42:
+        asked = sorted(rng.sample(names, rng.randint(min(3, len(names)), min(MOST_ASKED, len(names))))
+                       if rng.random() < 0.5 else some_of_both(findings, names, rng))
         votes = ", ".join(f"{f} {'present' if f in findings else 'absent'}" for f in asked) + "."
         return ASK_FINDINGS.format(modality=modality, findings=", ".join(asked)), votes
-    if kind < 0.6:
+    if kind < 0.54:
         return ASK_CAPTION, seen
-    if kind < 0.75:
+    if kind < 0.68:
         finding = rng.choice(names if rng.random() < 0.5 or not findings else sorted(findings))
         choices = rng.sample(["Yes", "No"], 2)
         verdict = "Yes" if finding in findings else "No"
         return ask_option(f"Does this image show {finding}?", choices), answer(seen, verdict)
-    if kind < 0.8 or item["laterality"] is None:
+    if kind < 0.74 or item["laterality"] is None:
         choices = rng.sample(MODALITIES, len(MODALITIES))
         return ask_option("Which imaging modality is this?", choices), answer(f"This is a {modality} image.", modality)
     choices = rng.sample(["Right eye", "Left eye"], 2)
     return (ask_option("Which eye is this?", choices),
             answer(f"This is a {modality} image.", f"{item['laterality'].capitalize()} eye"))
+
+
+def some_of_both(findings: frozenset[str], names: Sequence[str], rng: random.Random) -> list[str]:
+    """Up to half of MOST_ASKED findings that are there, and as many that are not."""
+    absent = [name for name in names if name not in findings]
+    present = rng.sample(sorted(findings), min(len(findings), MOST_ASKED // 2))
+    return present + rng.sample(absent, min(len(absent), len(present) + 1))
 
 
 def tokenizer_texts(count: int = 2000) -> list[str]:
@@ -178,7 +188,7 @@ def tokenizer_texts(count: int = 2000) -> list[str]:
     """
     rng, texts = random.Random(0), []
     for i in range(count):
-        modality = MODALITIES[i % len(MODALITIES)]
+        modality = POOL[i % len(POOL)]
         item = {"modality": modality, "findings": world.random_findings(np.random.default_rng(i), modality),
                 "laterality": None if modality == "OCT" else rng.choice(["left", "right"])}
         texts += perception_example(item, rng)
@@ -252,7 +262,7 @@ def train_language(model, processor, pool: Sequence[dict], *, seed: int, **sched
 
 def train_base(folder: Path, settings, seed: int) -> None:
     """Build the small model from nothing into `folder`: tokenizer, drawn images, vision, language. Resumes by phase."""
-    if not (folder / "vision" / "config.json").exists():
+    if not (folder / "vision.csv").exists():
         torch.manual_seed(seed)
         processor = models.small_processor(models.train_tokenizer(tokenizer_texts()), settings.image_pixels)
         model = models.small_model(
@@ -262,8 +272,8 @@ def train_base(folder: Path, settings, seed: int) -> None:
         torch.set_num_threads(min(2, os.cpu_count() or 1))  # nothing runs beside it, and more do not help this size
         log = train_vision(model, pool, steps=settings.vision_steps, batch=settings.vision_batch,
                            peak=settings.vision_learning_rate, seed=seed)
-        log.to_csv(folder / "vision.csv", index=False)
-        models.save(model, processor, folder / "vision")  # config.json is there: this phase is over
+        models.save(model, processor, folder / "vision")
+        log.to_csv(folder / "vision.csv", index=False)  # last: this phase is over
     else:
         model, processor = models.load_model(folder / "vision"), models.load_processor(folder / "vision")
         pool = draw_pool(settings.pool_images, seed, processor)

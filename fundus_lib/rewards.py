@@ -19,10 +19,13 @@ def _texts(completions) -> list[str]:
 
 
 def answer_reward(prompts, completions, *, answer, options=None, kind=None, **columns) -> list[float]:
-    """1 where the strictly parsed answer is the right one, else 0."""
+    """1 where the strictly parsed answer is the right one ("A,C": exactly these options), else 0."""
     options, kind = options or [None] * len(answer), kind or ["single"] * len(answer)
-    return [float(parse_strict(text, option_texts(choices) or None, how).value == right)
-            for text, right, choices, how in zip(_texts(completions), answer, options, kind, strict=True)]
+    rewards = []
+    for text, right, choices, how in zip(_texts(completions), answer, options, kind, strict=True):
+        value = parse_strict(text, option_texts(choices) or None, how).value
+        rewards.append(float((",".join(value) if isinstance(value, list) else value) == right))
+    return rewards
 
 
 def format_reward(prompts, completions, **columns) -> list[float]:

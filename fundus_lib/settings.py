@@ -30,11 +30,17 @@ class Data(Section):
     test_per_pair: Annotated[PositiveInt, OURS]
     masked_share: Annotated[Fraction, OURS]                   # training photographs with pixel masks
     image_height: Annotated[PositiveInt, OURS]                # pixels of a drawn file
+    difficulty: Annotated[Fraction, OURS]                     # of drawn photographs: paler, smaller lesions
     held_out_fraction: Annotated[Fraction, OURS]              # where a data set has no official test images
-    drop_conflicts: Annotated[bool, OURS]                     # leave out what problems.csv reports
+    drop_conflicts: Annotated[bool, OURS]                     # leave out copies with contradicting labels
+    drop_leaks: Annotated[bool, OURS]                         # leave out training images that a benchmark shows
+    complex_cases: Annotated[NonNegativeInt, OURS]            # drawn cases with a history, in train and in test
     modality_share: Annotated[Fraction, GUESS]                # questions of a kind per image
     laterality_share: Annotated[Fraction, GUESS]
     lesion_share: Annotated[Fraction, GUESS]
+    mask_share: Annotated[Fraction, GUESS]                    # place, size and number of one outlined lesion
+    open_share: Annotated[Fraction, GUESS]                    # the diagnosis again, without options
+    wordings: Annotated[PositiveInt, GUESS]                   # of every task, up to 3; 1: the one the small model knows
 
 
 class BaseModelSettings(Section):

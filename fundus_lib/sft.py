@@ -19,7 +19,7 @@ def trace_rows(questions: pd.DataFrame, traces: pd.DataFrame, root: Path) -> pd.
     kept = kept[kept.split == "train"]
     return pd.DataFrame({
         "image": [str(root / path) for path in kept.path],
-        "prompt": [prompt(q, o) for q, o in zip(kept.question, kept.options, strict=True)],
+        "prompt": [prompt(q, o, k) for q, o, k in zip(kept.question, kept.options, kept.kind, strict=True)],
         "completion": kept.text.to_list(),
     })
 

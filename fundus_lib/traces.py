@@ -159,10 +159,11 @@ def build(questions: pd.DataFrame, seen: pd.DataFrame, max_words: int) -> pd.Dat
         if pair in pairs():
             text = write_trace(*pair, shown, row.options)
             problems = TraceReport(text, label=pair[0], modality=pair[1], findings=shown, options=row.options).problems
-        elif isinstance(row.label, str):
+        elif isinstance(row.label, str) or row.level[:2] == "L4":  # a diagnosis without a page, or several
             continue
         else:
-            lesion = [row.finding] * (row.answer_text == "Yes") if isinstance(row.finding, str) else None
+            there = row.level != "L3a" or row.answer_text == "Yes"  # place, size and number are asked of what is there
+            lesion = [row.finding] * there if isinstance(row.finding, str) else None
             text = write_simple_trace(row.modality, row.answer_text, lesion)
         against = vocabulary(*pair).definitional & family(*shown) if pair in pairs() else ()
         checks = {f"no_{name}": name not in problems for name in CATEGORIES} | {"no_contradicting_finding": not against}

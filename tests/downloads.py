@@ -98,3 +98,80 @@ def rfmid(root: Path, rows: list[str], seed: int = 3000, listed_only: int = 0) -
         lines.append(",".join(map(str, [number, int(any(flags)), *flags])))
     file.write_text("\n".join(lines), encoding="utf-8-sig")
     return root
+
+
+def files(root: Path, pictures: list[str], texts: dict[str, str] | None = None, size=(96, 64)) -> Path:
+    """A picture of its own at each path, and text files."""
+    for seed, path in enumerate(pictures, start=5000):
+        picture(root / path, seed, size)
+    for path, text in (texts or {}).items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    return root
+
+
+def gray_mask(file: Path, values: list[int], size: tuple[int, int] = (96, 64)) -> Path:
+    """A gray mask whose first pixels have these values."""
+    pixels = np.zeros(size[::-1], np.uint8)
+    pixels.flat[: len(values)] = values
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+    return file
+
+
+def fgadr(root: Path) -> Path:
+    """Two photographs; the first has microaneurysms and an empty mask of hemorrhages."""
+    home = root / "Seg-set"
+    files(home, ["Original_Images/0001_1.png", "Original_Images/0002_1.png"],
+          {"DR_Seg_Grading_Label.csv": "0001_1.png,2\n0002_1.png,0\n"})
+    gray_mask(home / "Microaneurysms_Masks/0001_1.png", [255, 255])
+    gray_mask(home / "Hemohedge_Masks/0001_1.png", [])
+    return root
+
+
+def jsiec(root: Path) -> Path:
+    """Three classes; a file name ends in ..JPG."""
+    return files(root / "1000images", ["0.0.Normal/a..JPG", "0.3.DR1/b.JPG", "1.1.DR3/a..JPG"])
+
+
+def retinal_lesions(root: Path) -> Path:
+    """One photograph; of its masks only the value 255 counts."""
+    grades = "image id,kaggle label,our label\n18059_left,2,3\n"
+    files(root, ["images_896x896/18059_left.jpg"], {"dr_grades.csv": grades})
+    gray_mask(root / "lesion_segs_896x896/18059_left/hard_exudate.png", [255, 127, 127])
+    gray_mask(root / "lesion_segs_896x896/18059_left/microaneurysm.png", [127])
+    return root
+
+
+def ddr(root: Path) -> Path:
+    """Graded photographs in two splits, one ungradable, one outlined; one is outlined and not graded."""
+    graded = ["DR_grading/train/007-1.jpg", "DR_grading/train/007-2.jpg", "DR_grading/valid/007-3.jpg"]
+    drawn = ["lesion_segmentation/valid/image/007-3.jpg", "lesion_segmentation/train/image/007-9.jpg"]
+    files(root / "DDR-dataset", graded + drawn,
+          {"DR_grading/train.txt": "007-1.jpg 0\n007-2.jpg 5\n", "DR_grading/valid.txt": "007-3.jpg 4\n"})
+    mask(root / "DDR-dataset/lesion_segmentation/valid/segmentation label/HE/007-3.tif")
+    mask(root / "DDR-dataset/lesion_segmentation/train/label/EX/007-9.tif")
+    return root
+
+
+def octid(root: Path) -> Path:
+    """Class folders, file names without patients."""
+    return files(root, ["NORMAL/NORMAL67.jpeg", "AMRD/AMRD1.jpeg", "CSR/CSR2.jpeg", "DR/DR3.jpeg", "MH/MH4.jpeg"])
+
+
+def octdl(root: Path) -> Path:
+    """Two B-scans of one patient, one of another, whose eye is known."""
+    head = "file_name,disease,subcategory,condition,patient_id,eye,sex,year,image_width,image_hight"
+    return files(root / "OCTDL", ["AMD/amd_1_1.jpg", "AMD/amd_1_2.jpg", "RVO/rvo_2_1.jpg"],
+                 {"OCTDL_labels.csv": f"{head}\namd_1_1,AMD,early,drusen,1,0,0,0,9,9\n"
+                                      "amd_1_2,AMD,late,MNV,1,0,0,0,9,9\nrvo_2_1,RVO,late,DRIL,2,OD,M,1999,9,9\n"})
+
+
+def neh(root: Path) -> Path:
+    """Patient 1 twice, once a class; a B-scan of the CNV patient shows drusen only."""
+    folder = "NEH_UT_2021RetinalOCTDataset"
+    paths = ["CNV/1/OD/001_CNV.jpg", "CNV/1/OD/002_Drusen.jpg", "NORMAL/1/001_Normal.jpg"]
+    return files(root / "NEH", [f"{folder}/{path}" for path in paths],
+                 {"data_information.csv": "Patient ID,Class,Eye,B-scan,Label,Directory\n"
+                  f"1,CNV,OD,1,CNV,/{paths[0]}\n1,CNV,OD,2,DRUSEN,\\CNV\\1\\OD\\002_Drusen.jpg\n"
+                  f"1,NORMAL,OS,1,NORMAL,{folder}/{paths[2]}\n"})

@@ -56,7 +56,7 @@ def test_images_open_from_paths_bytes_and_images(images):
 
 
 def test_questions_are_answered_in_their_order_and_weighed_by_likelihood(loaded, tiny_base, images):
-    questions = pd.DataFrame({"question": ["What is the diagnosis?"] * 3, "image": images[:3],
+    questions = pd.DataFrame({"question": ["What is the diagnosis?"] * 3, "kind": "single", "image": images[:3],
                               "options": [[{"letter": "A", "text": "No DR"}, {"letter": "B", "text": "Drusen"}]] * 3})
     said = generation.answer_questions(tiny_base, questions, load("smoke").evaluation)
     backwards = generation.answer_questions(tiny_base, questions[::-1], load("smoke").evaluation)

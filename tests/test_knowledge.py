@@ -8,7 +8,8 @@ import pytest
 from fundus_lib import knowledge, lexicon, world
 
 CLINICAL = Path(__file__).parents[2] / "shared" / "clinical"
-DRAWN = [(label, modality) for modality, rules in world.clinic.RULES.items() for label in rules]
+DRAWN = [(label, modality) for modality, rules in world.clinic.RULES.items() for label in rules
+         if modality != "FFA"]  # angiograms are asked for no diagnosis
 
 
 @pytest.mark.parametrize("pair", DRAWN, ids=" on ".join)
@@ -24,7 +25,7 @@ def test_every_drawn_pair_has_knowledge_with_its_sources(pair):
 @pytest.mark.parametrize("pair", sorted(knowledge.pairs()), ids=" on ".join)
 def test_vocabulary_is_disjoint_and_shown_by_the_modality(pair):
     words = knowledge.vocabulary(*pair)
-    assert words.required
+    assert words.required or pair == ("Diabetes mellitus", "UWF")  # which no image proves
     assert words.required == words.all_of.union(*words.any_of)
     assert not words.required & words.supportive | words.supportive & words.excluded | words.required & words.excluded
     assert words.definitional <= words.excluded
@@ -46,7 +47,7 @@ def test_vocabularies_agree_with_the_given_examples():
             assert words.excluded == set(example["excluded"])
             assert words.definitional == {f for f, s in example["excluded_strength"].items() if s == "definitional"}
             checked += 1
-    assert checked >= 14
+    assert checked == 15
 
 
 @pytest.mark.parametrize(("label", "modality"), DRAWN, ids=lambda value: value)

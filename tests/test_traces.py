@@ -7,7 +7,8 @@ import pytest
 
 from fundus_lib import knowledge, traces, world
 
-DRAWN = [(label, modality) for modality, rules in world.clinic.RULES.items() for label in rules]
+DRAWN = [(label, modality) for modality, rules in world.clinic.RULES.items() for label in rules
+         if modality != "FFA"]
 SEEN = ["microaneurysm", "retinal hemorrhage", "hard exudate"]
 OPTIONS = [{"letter": "A", "text": "PDR"}, {"letter": "B", "text": "Moderate NPDR"}]
 
@@ -93,16 +94,22 @@ def test_build_keeps_the_reasons():
          "answer_text": "PDR", "label": "PDR", "finding": None},
         {"id": "1/L3a", "record_id": "1", "split": "train", "modality": "CFP", "options": [], "answer_text": "Yes",
          "label": None, "finding": "drusen"},
-        {"id": "3/L4b", "record_id": "3", "split": "train", "modality": "CFP", "options": [], "answer_text": "Coloboma",
-         "label": "Coloboma", "finding": None},
+        {"id": "3/L4b", "record_id": "3", "split": "train", "modality": "CFP", "options": [],
+         "answer_text": "Retinitis", "label": "Retinitis", "finding": None},
+        {"id": "4/L4a", "record_id": "4", "split": "train", "modality": "CFP", "options": [], "answer_text": "Yes",
+         "label": None, "finding": None},
+        {"id": "1/L3c", "record_id": "1", "split": "train", "modality": "CFP", "options": [],
+         "answer_text": "0.5 to 2 %", "label": None, "finding": "drusen"},
         {"id": "4/L1a", "record_id": "4", "split": "test", "modality": "CFP", "options": [], "answer_text": "CFP",
          "label": None, "finding": None}])
+    questions["level"] = questions.id.str.split("/").str[1]
     seen = pd.DataFrame([{"record_id": "1", "finding": "microaneurysm", "kept": True},
                          {"record_id": "2", "finding": "neovascularization", "kept": False},
                          {"record_id": "2", "finding": "normal retinal vasculature", "kept": True}])
     built = traces.build(questions, seen, max_words=60).set_index("question_id")
-    assert list(built.index) == ["1/L4c", "2/L4c", "1/L3a"]  # no page for coloboma; test questions get no trace
-    assert built.kept.to_dict() == {"1/L4c": True, "2/L4c": False, "1/L3a": True}
+    # No page for retinitis, nothing to say of a yes about a disease; test questions get no trace.
+    assert built.kept.to_dict() == {"1/L4c": True, "2/L4c": False, "1/L3a": True, "1/L3c": True}
+    assert "shows drusen" in built.loc["1/L3c", "text"]
     assert not built.loc["2/L4c", "no_missing_required_vf"]  # new vessels were voted down
     assert not built.loc["2/L4c", "no_contradicting_finding"]  # and the vote found normal vessels
     assert "shows drusen" in built.loc["1/L3a", "text"]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, uniform_filter
 
 from fundus_lib import world
 from fundus_lib.world import clinic, downloads, scene
@@ -14,7 +14,7 @@ from fundus_lib.world import clinic, downloads, scene
 PAIRS = [(modality, label) for modality, labels in clinic.RULES.items() for label in labels]
 VASCULAR = {"microaneurysm", "retinal hemorrhage", "hard exudate", "cotton-wool spot", "neovascularization",
             "extensive four-quadrant hemorrhage", "sectoral hemorrhage"}
-SMALL = {"seed": 7, "train_per_pair": 2, "test_per_pair": 2, "masked_share": 0.5, "height": 48}
+SMALL = {"seed": 7, "train_per_pair": 2, "test_per_pair": 2, "masked_share": 0.5, "height": 48, "difficulty": 0.0}
 
 
 def samples(label, modality, count=60):
@@ -63,7 +63,6 @@ def test_perception_needs_no_disease(monkeypatch):
         found = [world.random_findings(np.random.default_rng(i), modality) for i in range(200)]
         lesions = set().union(*found) - set(clinic.NORMAL[modality])
         assert lesions == set(clinic.LESIONS[modality])                     # every lesion is drawn
-        assert 0.2 < np.mean(["drusen" in f for f in found]) < 0.4          # at p = 0.3
     assert not any({clinic.FOUR, clinic.SECTOR} <= f for f in found)
 
 
@@ -76,23 +75,53 @@ def test_the_same_seed_draws_the_same_eye(modality):
     assert first.image.tobytes() != other.image.tobytes()
 
 
-@pytest.mark.parametrize(("modality", "finding"), [(m, f) for m, fs in clinic.LESIONS.items() for f in fs])
-def test_every_lesion_is_seen_where_its_mask_is(modality, finding):
-    """The mask is darker, or brighter, than the ring around it, and lies where the centres are."""
-    drawing = world.draw(np.random.default_rng(5), modality, {finding}, camera="clinic", height=128)
-    width, height = drawing.image.size
+@pytest.mark.parametrize(("modality", "finding"), [(m, f) for m in ("CFP", "UWF") for f in clinic.LESIONS[m]])
+def test_a_finding_changes_the_same_eye_where_its_mask_is(modality, finding):
+    """By a visible amount, inside the field; less so when it is drawn to be difficult."""
     lesions = clinic.complete({finding}, modality) - set(clinic.NORMAL[modality])
-    assert set(drawing.masks) == set(drawing.centres) == lesions
-    mask = drawing.masks[finding]
-    assert mask.shape == (height, width) and 0.0005 < mask.mean() < 0.3
-    near = binary_dilation(mask, iterations=6)
-    at = [(min(int(y * height), height - 1), min(int(x * width), width - 1)) for x, y in drawing.centres[finding]]
-    assert np.mean([near[spot] for spot in at]) > 0.8
-    grey = np.asarray(drawing.image, float)[..., 1]
+    how = {"camera": "clinic", "height": 96}
+    without, easy, hard = (world.draw(np.random.default_rng(5), modality, found, difficulty=d, **how)
+                           for found, d in ((set(), 0), (lesions, 0), (lesions, 1)))
+    assert set(easy.masks) == set(easy.centres) == lesions and not without.masks and easy.disc == without.disc
+    mask, (width, height) = easy.masks[finding], easy.image.size
+    plain = np.asarray(without.image, float)
+    assert mask.shape == (height, width) and 0.0005 < mask.mean() < 0.8
+    assert (uniform_filter(plain.max(-1), 3)[mask] > 15).mean() > 0.98
+    near = binary_dilation(mask, iterations=4)
+    at = [(min(int(y * height), height - 1), min(int(x * width), width - 1)) for x, y in easy.centres[finding]]
+    assert at and np.mean([near[spot] for spot in at]) > 0.8
+    change, harder = (abs(np.asarray(drawing.image, float) - plain).mean(-1) for drawing in (easy, hard))
+    assert change[mask].mean() > 12 and harder.mean() < 0.9 * change.mean()
+
+
+@pytest.mark.parametrize("finding", clinic.OCT[:6])
+def test_a_lesion_of_a_scan_is_seen_where_its_mask_is(finding):
+    """The mask is darker, or brighter, than the ring around it."""
+    drawing = world.draw(np.random.default_rng(5), "OCT", {finding}, camera="clinic", height=128)
+    mask, grey = drawing.masks[finding], np.asarray(drawing.image, float)[..., 1]
     ring = binary_dilation(mask, iterations=4) & ~binary_dilation(mask)
     contrast = grey[mask].mean() - grey[ring].mean()
-    bright = {"hard exudate", "cotton-wool spot", "drusen", "increased cup-to-disc ratio", "epiretinal membrane"}
-    assert contrast > 8 if finding in bright else contrast < -8
+    assert contrast > 8 if finding in ("drusen", "epiretinal membrane") else contrast < -8
+
+
+def test_a_microaneurysm_is_seen_by_the_small_model():
+    """At 96 x 96 pixels it stands out from what is around it, and is redder than a hemorrhage."""
+    for seed in range(3):
+        drawing = world.draw(np.random.default_rng(seed), "CFP", {"microaneurysm"}, camera="any", height=192)
+        small = np.asarray(drawing.image.resize((96, 96), Image.Resampling.BICUBIC), float)
+        small = np.pad(small, ((4, 4), (4, 4), (0, 0)))
+        spots = [small[int(y * 96) :, int(x * 96) :][:9, :9] for x, y in drawing.centres["microaneurysm"]]
+        contrast = [abs(spot[4, 4] - np.median(spot.reshape(-1, 3), axis=0)).mean() for spot in spots]
+        assert np.mean(np.array(contrast) >= 12) > 0.8 and drawing.masks["microaneurysm"].mean() < 0.02
+
+
+@pytest.mark.parametrize("modality", ("CFP", "UWF"))
+def test_any_findings_are_drawn_together(modality):
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        found = clinic.complete([f for f in clinic.LESIONS[modality] if rng.random() < 0.4], modality)
+        drawing = world.draw(rng, modality, found, camera="any", height=48)
+        assert set(drawing.masks) == found - set(clinic.NORMAL[modality])
 
 
 def test_a_description_draws_at_any_size():
@@ -121,8 +150,8 @@ def test_what_cannot_be_drawn_is_refused():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="normal macula"):
         world.draw(rng, "CFP", {"drusen", "normal macula"}, camera="any")
-    with pytest.raises(ValueError, match="subretinal fluid"):
-        world.draw(rng, "CFP", {"subretinal fluid"}, camera="any")
+    with pytest.raises(ValueError, match="intraretinal fluid"):
+        world.draw(rng, "CFP", {"intraretinal fluid"}, camera="any")
     with pytest.raises(ValueError, match="hospital"):
         world.draw(rng, "CFP", set(), camera="hospital")
     with pytest.raises(KeyError, match=r"Glaucoma.*DME"):
@@ -137,13 +166,13 @@ def contents(root):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
-    world.build(root, **SMALL)
+    downloads.build(root, **SMALL)
     return root
 
 
 def test_layouts_read_back(built):
     truth = pd.read_parquet(built / "truth.parquet").set_index("path")
-    assert len(truth) == 15 * (2 + 2) + (15 + 4) * 2 and all((built / p).exists() for p in truth.index)
+    assert len(truth) == len(downloads.plan(2, 2, 0.5)) and all((built / p).exists() for p in truth.index)
     grading = built / "clinic/IDRiD/B. Disease Grading/2. Groundtruths"
     grades = pd.read_csv(grading / "a. IDRiD_Disease Grading_Training Labels.csv")
     assert grades.shape == (10, 12) and grades.columns[2] == "Risk of macular edema "
@@ -191,13 +220,13 @@ def test_an_interrupted_build_resumes_to_the_same_bytes(built, tmp_path, monkeyp
 
     monkeypatch.setattr(downloads, "write_image", dies_at_the_20th)
     with pytest.raises(KeyboardInterrupt):
-        world.build(tmp_path, **SMALL)
+        downloads.build(tmp_path, **SMALL)
     assert not (tmp_path / ".finished").exists()
     journal = Path(tmp_path / ".journal.jsonl")
     journal.write_text(journal.read_text()[:-9])                            # the last line was torn
-    world.build(tmp_path, **SMALL)
-    assert len(calls) == 20 + 98 - 18                                       # 18 of the 98 images were not drawn again
+    downloads.build(tmp_path, **SMALL)
+    assert len(calls) == 20 + len(downloads.plan(2, 2, 0.5)) - 18           # 18 of the images were not drawn again
     assert contents(tmp_path) == contents(built)
     with pytest.raises(ValueError, match="begun with settings"):
-        world.build(tmp_path, **SMALL | {"seed": 8})
+        downloads.build(tmp_path, **SMALL | {"seed": 8})
     assert json.loads(journal.read_text().split("\n")[0])[0] == 7

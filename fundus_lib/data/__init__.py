@@ -1,54 +1,69 @@
-"""Public fundus data sets as one table: adapters read what lies on disk after unpacking, problems keep their reasons.
+"""Fundus public data sets as one table: what lies on disk after unpacking is read, problems keep their reasons.
 
-    load_dataset("IDRiD", folder)   one data set as datasets.Dataset
+    load_dataset("IDRiD", folder)   one data set as datasets.Dataset, pictures unopened
     read_downloads(folder)          every known data set below a folder: records, problems
+    status(folder)                  what of the catalogue is there, and how to get the rest
 """
 
 import difflib
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from tqdm import tqdm
 
-from fundus_lib.data import idrid, rfmid, top, ucsd
-from fundus_lib.data.records import DataError, Problem, fingerprint, image_path, read_mask
+from fundus_lib.data.catalogue import DataSet, catalogue, table2
+from fundus_lib.data.readers import Inside, find, read
+from fundus_lib.data.records import DataError, Problem, Record, check_whole, fingerprint, image_path, read_mask
 from fundus_lib.data.splits import SAME_PHOTOGRAPH, close_pairs, drop_conflicts, duplicates, groups, hold_out, leakage
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["ADAPTERS", "ANNOTATED", "CAMERAS", "DataError", "download_root", "drop_conflicts", "duplicates",
-           "fingerprint", "hold_out", "image_path", "leakage", "load_dataset", "read_downloads", "read_mask"]
+__all__ = ["ANNOTATED", "CAMERAS", "DataError", "annotated", "catalogue", "download_root", "drop_conflicts",
+           "duplicates", "fingerprint", "hold_out", "image_path", "leakage", "load_dataset", "read_downloads",
+           "read_mask", "status", "table2"]
 
-ADAPTERS = {"IDRiD": idrid, "UCSD": ucsd, "RFMiD": rfmid, "TOP": top}
-ANNOTATED = {"IDRiD": tuple(idrid.LESIONS.values())}  # what annotators drew wherever an image has masks
+ANNOTATED = {name: tuple(entry.annotated) for name, entry in catalogue().items() if entry.annotated}
 CAMERAS = ("clinic", "screening")
+FEW = 1000  # images that one process hashes about as soon as others have started
+
+
+def annotated(dataset: str) -> tuple[str, ...]:
+    """The lesions that annotators drew wherever an image of the set has masks; none for a set without masks."""
+    return ANNOTATED.get(dataset, ())
 
 
 def load_dataset(name: str, root: str | Path) -> "datasets.Dataset":
     """Every readable labelled image of one data set; `root` is the unpacked download or a folder that holds it.
 
-    Columns: id, image, modality, dataset, labels, split, patient, masks (finding, path); images load when asked for.
-    What is broken is left out with a warning. Raises ValueError for an unknown name, FileNotFoundError when nothing of
-    the data set is there, DataError when it is there twice or its label file is not the official one.
+    Columns: id, image, modality, dataset, labels, split, patient, masks (finding, path). An image is checked by its
+    first and last bytes and opened when asked for. What is broken is left out with a warning. Raises ValueError for an
+    unknown name, FileNotFoundError when nothing of the data set is there, DataError when it is there twice, its label
+    file is not the official one, or its layout is not known.
     """
     import datasets
 
-    if name not in ADAPTERS:
-        near = difflib.get_close_matches(name, ADAPTERS, n=1, cutoff=0.4)
-        raise ValueError(f"no adapter for {name!r}{f'; did you mean {near[0]!r}?' if near else ''}\n"
-                         f"  there are: {', '.join(ADAPTERS)}")
-    homes = ADAPTERS[name].find(existing(root))
+    if name not in catalogue():
+        near = difflib.get_close_matches(name, catalogue(), n=1, cutoff=0.4)
+        raise ValueError(f"no data set {name!r} in the catalogue{f'; did you mean {near[0]!r}?' if near else ''}\n"
+                         f"  there are: {', '.join(catalogue())}")
+    entry = catalogue()[name]
+    if entry.reader == "files" and not entry.images:
+        raise DataError(f"{name} cannot be read: {entry.note}.\n  write `home`, `images` and `masks` of its entry in "
+                        "fundus_lib/references/catalogue")
+    homes = find(entry, Inside(root))
     if not homes:
-        inside = ", ".join(sorted(entry.name for entry in Path(root).iterdir())[:8]) or "nothing"
-        raise FileNotFoundError(f"no {name} in {root}; looked for: {ADAPTERS[name].find.__doc__}\n  found: {inside}\n"
-                                f"  unpack the official download of {name} there, folder names unchanged")
+        inside = ", ".join(sorted(item.name for item in Path(root).iterdir())[:8]) or "nothing"
+        raise FileNotFoundError(f"no {name} in {root}; looked for: {entry.layout}\n  found: {inside}\n"
+                                f"  unpack the official download of {name} there, folder names unchanged: {entry.url}")
     if len(homes) > 1:
         raise DataError(f"{name} lies at {' and at '.join(map(str, homes))}.\n  give one of them")
-    rows, problems = read(name, homes[0])
-    if not rows:
+    records, problems = whole(entry, homes[0])
+    if not records:
         raise FileNotFoundError(f"no image of {name} in {homes[0]} is readable and labelled: {problems[0].reason}\n"
                                 f"  {problems[0].file}\n  unpack the whole official download of {name} there")
     if problems:
@@ -58,81 +73,132 @@ def load_dataset(name: str, root: str | Path) -> "datasets.Dataset":
     features = datasets.Features({
         "id": text, "image": datasets.Image(), "modality": text, "dataset": text, "labels": datasets.List(text),
         "split": text, "patient": text, "masks": datasets.List({"finding": text, "path": text})})
-    table = [{key: row["path" if key == "image" else key] for key in features} for row in rows]
-    return datasets.Dataset.from_list(table, features=features)
+    rows = [placed(record, None, None) | {"image": {"path": str(record.path)}} for record in records]
+    table = datasets.table.InMemoryTable.from_pylist(rows, schema=features.arrow_schema)  # encodes nothing: fast
+    return datasets.Dataset(table)
 
 
-def existing(root: str | Path) -> Path:
-    """The folder as an absolute path. Raises FileNotFoundError when it is none."""
-    if not Path(root).is_dir():
-        raise FileNotFoundError(f"{root} is not a folder.\n  give the folder that holds the unpacked downloads")
-    return Path(root).absolute()
-
-
-def read(name: str, home: Path) -> tuple[list[dict], list[Problem]]:
-    """The readable images of the data set at `home` as rows with sha256 and phash, and its problems."""
-    records, problems = ADAPTERS[name].read(home)
-    rows: dict[str, dict] = {}
-    for record in tqdm(records, desc=name, unit="image", leave=False, mininterval=2):
+def whole(entry: DataSet, home: Path) -> tuple[list[Record], list[Problem]]:
+    """The records of a data set whose ids differ and whose files look whole, undecoded; and its problems."""
+    records, problems = read(entry, home)
+    kept: dict[str, Record] = {}
+    for record in records:
         try:
-            if record.id in rows:
+            if record.id in kept:
                 raise DataError(f"{record.id} is listed again, as {', '.join(record.labels)}: the first row counts")
-            sha256, phash = fingerprint(record.path)
+            check_whole(record.path)
         except DataError as error:
-            problems.append(Problem(name, record.path, None, str(error)))
+            problems.append(Problem(entry.name, record.path, None, str(error)))
             continue
-        masks = [{"finding": finding, "path": str(path)} for finding, path in record.masks]
-        rows[record.id] = {**record._asdict(), "path": str(record.path), "labels": list(record.labels), "masks": masks,
-                           "sha256": sha256, "phash": phash}
-    return list(rows.values()), problems
+        kept[record.id] = record
+    if not kept and not problems:
+        problems = [Problem(entry.name, home, None, f"no picture as in {entry.layout}: half unpacked?")]
+    return list(kept.values()), problems
 
 
-def read_downloads(root: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every known data set at most three folders below `root` as (records, problems).
+def everything(inside: Inside) -> Iterator[tuple[str, Path, str | None, list[Record], list[Problem]]]:
+    """(name, home, camera, records, problems) of what lies at most three folders below a root, no picture decoded.
 
-    records: id, path, dataset, modality, labels, split, patient, masks, laterality, sha256, phash, camera, group; paths
-    are relative to `root`. Copies of one photograph share their masks; where only some of them carry a diagnosis, the
-    others' labels are empty. problems: dataset, file, row, reason. Raises FileNotFoundError when nothing is there.
+    The camera, clinic or screening, is the first folder below the root in the embedded world.
     """
-    root, rows, problems, seen = existing(root), [], [], set()
-    for name, home in [(name, home) for name, adapter in ADAPTERS.items() for home in adapter.find(root)]:
-        camera = next((part for part in home.relative_to(root).parts[:1] if part in CAMERAS), None)
+    seen = set()
+    for name, home in [(name, home) for name, entry in catalogue().items() for home in find(entry, inside)]:
+        camera = next((part for part in home.relative_to(inside.root).parts[:1] if part in CAMERAS), None)
         try:
             if (name, camera) in seen:
                 raise DataError("a second copy of the data set: not read")
-            found, wrong = read(name, home)
+            yield name, home, camera, *whole(catalogue()[name], home)
         except DataError as error:
-            found, wrong = [], [Problem(name, home, None, str(error))]
+            yield name, home, camera, [], [Problem(name, home, None, str(error))]
         seen.add((name, camera))
+
+
+def status(root: str | Path) -> pd.DataFrame:
+    """One row a data set of the catalogue: dataset, found, images, labelled, masks, problems, where.
+
+    where: its folders; or what was looked for and how to get it. Raises FileNotFoundError when `root` is no folder.
+    """
+    inside, found = Inside(root), {}
+    for name, home, _, records, problems in everything(inside):
+        numbers = [len(records), sum(bool(record.labels) for record in records),
+                   sum(len(record.masks) for record in records), len(problems)]
+        found.setdefault(name, []).append((home.relative_to(inside.root).as_posix(), *numbers))
+    rows = [(name, name in found, *(sum(here[i] for here in found.get(name, ())) for i in range(1, 5)),
+             ", ".join(here[0] for here in found.get(name, ()))
+             or f"looked for {entry.layout}; get it ({entry.access}): {entry.url}{entry.note and f' ({entry.note})'}")
+            for name, entry in catalogue().items()]
+    return pd.DataFrame(rows, columns="dataset found images labelled masks problems where".split())
+
+
+def prints(file: Path) -> tuple[str, str] | str:
+    """fingerprint, or why there is none: an error of another process comes back as text."""
+    try:
+        return fingerprint(file)
+    except DataError as error:
+        return str(error)
+
+
+def hashed(files: list[Path], workers: int | None) -> list[tuple[str, str] | str]:
+    """`prints` of every file, decoded once, by `workers` processes (None: one for every core)."""
+    bar = {"total": len(files), "desc": "decoding and hashing", "unit": "image", "leave": False, "mininterval": 2}
+    if workers == 1 or len(files) < FEW:
+        return list(tqdm(map(prints, files), **bar))
+    with ProcessPoolExecutor(workers) as pool:
+        return list(tqdm(pool.map(prints, files, chunksize=32), **bar))
+
+
+def read_downloads(root: str | Path, workers: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every known data set at most three folders below `root` as (records, problems).
+
+    records: id, path, dataset, modality, labels, split, patient, masks, laterality, sha256, phash, camera, group; paths
+    are relative to `root`, of unpacked slices absolute. Copies of one photograph share their masks; where only some of
+    them carry a diagnosis, the others' labels are empty. problems: dataset, file, row, reason. Raises FileNotFoundError
+    when nothing is there.
+    """
+    inside, problems, found, rows = Inside(root), [], [], []
+    root = inside.root
+    for _, _, camera, records, wrong in everything(inside):
         problems += wrong
-        rows += [placed(row, root, camera) for row in found]
+        found += [(record, camera) for record in records]
+    for (record, camera), known_by in zip(found, hashed([record.path for record, _ in found], workers), strict=True):
+        if isinstance(known_by, str):
+            problems.append(Problem(record.dataset, record.path, None, known_by))
+        else:
+            rows.append(placed(record, root, camera) | dict(zip(("sha256", "phash"), known_by, strict=True)))
     if not rows:
         reasons = "".join(f"\n  {problem.file}: {problem.reason}" for problem in problems)
-        raise FileNotFoundError(f"no readable image of {', '.join(ADAPTERS)} in {root}{reasons}\n"
+        raise FileNotFoundError(f"no readable image of {', '.join(catalogue())} in {root}{reasons}\n"
                                 "  unpack an official download there, folder names unchanged")
     records = share(pd.DataFrame(rows))
-    known = records.set_index("id")
+    by_id = records.set_index("id")
     for a, b, agree in duplicates(records).itertuples(index=False):
-        verdict = "same labels" if agree else f"labels {known.labels[a]} here, {known.labels[b]} there"
-        reason = f"same photograph as {known.path[b]}: {verdict}"
-        problems.append(Problem(known.dataset[a], known.path[a], None, reason))
+        verdict = "same labels" if agree else f"labels {by_id.labels[a]} here, {by_id.labels[b]} there"
+        reason = f"same photograph as {by_id.path[b]}: {verdict}"
+        problems.append(Problem(by_id.dataset[a], by_id.path[a], None, reason))
     table = pd.DataFrame(problems, columns=Problem._fields).astype({"file": str, "row": "Int64"})
     return records, table.assign(file=table["file"].str.removeprefix(f"{root}/"))
 
 
-def placed(row: dict, root: Path, camera: str | None) -> dict:
-    """The row with paths relative to `root` and its camera; the screening camera only takes test images."""
-    masks = [{**mask, "path": Path(mask["path"]).relative_to(root).as_posix()} for mask in row["masks"]]
-    return {**row, "id": f"{camera}-{row['id']}" if camera else row["id"], "masks": masks, "camera": camera,
-            "path": Path(row["path"]).relative_to(root).as_posix(),
-            "split": "test" if camera == "screening" else row["split"]}
+def placed(record: Record, root: Path | None, camera: str | None) -> dict:
+    """The record as a row, its paths relative to `root` if given; the screening camera only takes test images."""
+    start = f"{root}/" if root else ""
+    return {**record._asdict(), "id": f"{camera}-{record.id}" if camera else record.id, "labels": list(record.labels),
+            "masks": [{"finding": f, "path": str(path).removeprefix(start)} for f, path in record.masks],
+            "path": str(record.path).removeprefix(start), "camera": camera,
+            "split": "test" if camera == "screening" else record.split}
 
 
 def share(records: pd.DataFrame) -> pd.DataFrame:
-    """Add `group`; copies of one photograph get its masks, and copies without a diagnosis lose their labels."""
+    """Add `group`; copies of one photograph get its masks, and copies without a diagnosis lose their labels.
+
+    Neighbouring B-scans of a patient look alike: they are no copies.
+    """
     masks, labels = records["masks"].to_list(), records["labels"].to_list()
-    diagnosed = [not set(row.labels) <= set(ANNOTATED.get(row.dataset, ())) for row in records.itertuples()]
+    diagnosed = [not set(row.labels) <= set(annotated(row.dataset)) for row in records.itertuples()]
+    patients = records["dataset"].where(records["patient"].notna()).str.cat(records["patient"]).to_numpy()
     for a, b, _ in close_pairs(records, SAME_PHOTOGRAPH).itertuples(index=False):
+        if isinstance(patients[a], str) and patients[a] == patients[b]:
+            continue
         masks[a] = masks[b] = masks[a] or masks[b]
         if diagnosed[a] != diagnosed[b]:
             labels[b if diagnosed[a] else a] = []

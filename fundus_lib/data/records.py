@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
 
+HIDDEN = (".", "__MACOSX")  # how names begin that are no part of a data set
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises
 
 
@@ -45,9 +47,9 @@ class Problem(NamedTuple):
 
 @functools.cache
 def codes(dataset: str) -> dict[str, str]:
-    """The data set's own label codes -> canonical label. A code means something inside its own data set only."""
+    """The label codes of a set of Fundus-R1 -> canonical label; a code means something inside its own set only."""
     table = json.loads((Path(__file__).parents[1] / "references/labels.json").read_text("utf-8"))
-    entry = next(entry for entry in table["datasets"] if entry["dataset"] == dataset)
+    entry = next((entry for entry in table["datasets"] if entry["dataset"] == dataset), {"labels": []})
     return {label["original"]: label["canonical"] for label in entry["labels"]}
 
 
@@ -58,7 +60,7 @@ def plain(name: str) -> str:
 
 def folders(root: Path, depth: int) -> list[Path]:
     """`root` and the folders below it down to `depth`, in order, without hidden ones and macOS leftovers."""
-    inside = [entry for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith((".", "__MACOSX"))]
+    inside = [entry for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(HIDDEN)]
     return [root] + [f for e in sorted(inside, key=lambda e: e.name) if depth for f in folders(Path(e), depth - 1)]
 
 
@@ -77,29 +79,31 @@ def pictures(folder: Path | None) -> dict[str, Path]:
     return {f.stem: f for f in files if f.suffix.lower() in (".jpg", ".jpeg", ".png") and not f.name.startswith(".")}
 
 
-def read_table(file: Path, columns: list[str], separator: str = ",") -> pd.DataFrame:
-    """A CSV or TSV as text, indexed by row (the header is row 1), without BOM, blanks around cells and empty rows.
+def read_table(file: Path, columns: list[str], separator: str = ",", header: int | None = 0,
+               sheet: int | str = 0) -> pd.DataFrame:
+    """A CSV, TSV or XLSX as text, indexed by row (the first is row 1), without BOM, outer blanks and empty rows.
 
-    Raises DataError when it is no table or one of `columns` is missing.
+    Without a header (None) the columns are called "0", "1"... Raises DataError when it is no table or one of `columns`
+    is missing.
     """
+    how = {"header": header, "dtype": str, "keep_default_na": False}
     try:
-        table = pd.read_csv(file, sep=separator, dtype=str, encoding="utf-8-sig", keep_default_na=False,
-                            index_col=False, skip_blank_lines=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        if file.suffix.lower() in (".xlsx", ".xls"):
+            table = pd.read_excel(file, sheet_name=sheet, **how)
+        else:
+            how |= {"encoding": "utf-8-sig", "index_col": False, "skip_blank_lines": False}
+            table = pd.read_csv(file, sep=separator, **how)
+    except ImportError as error:
+        raise DataError(f"{file} needs a library: {error}\n  .venv/bin/python -m pip install openpyxl") from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, pd.errors.ParserError) as error:
         raise DataError(f"{file} is not a readable table: {error}\n  unpack the download again") from None
-    names = table.columns.str.strip()
+    names = table.columns.astype(str).str.strip()
     if missing := [column for column in columns if column not in names]:
         raise DataError(f"{file} has no column {', '.join(map(repr, missing))}; it has {', '.join(names)[:200]}.\n"
                         "  take the label file from the official download, unedited")
-    table = table.set_axis(names, axis=1).fillna("").apply(lambda column: column.str.strip())
-    table.index += 2
+    table = table.set_axis(names, axis=1).fillna("").apply(lambda column: column.astype(str).str.strip())
+    table.index += 1 if header is None else header + 2
     return table[table.ne("").any(axis=1)]
-
-
-def listed(row: pd.Series, diseases: dict[str, str]) -> tuple[str, ...] | None:
-    """The labels whose 0/1 columns are 1; None when a cell is neither 0 nor 1."""
-    cells = row[list(diseases)]
-    return tuple(diseases[code] for code in cells.index[cells == "1"]) if cells.isin(["0", "1"]).all() else None
 
 
 def matched(dataset: str, file: Path, names: list[str], images: dict[str, Path], rows: str = "rows") -> list[Problem]:
@@ -109,8 +113,8 @@ def matched(dataset: str, file: Path, names: list[str], images: dict[str, Path],
     return [Problem(dataset, file, None, f"{len(f)} {what}, first: {f[0]}") for what, f in both.items() if f]
 
 
-def fingerprint(file: Path) -> tuple[str, str]:
-    """(sha256 of the file, perceptual hash of the picture) in hex. Raises DataError when it cannot be decoded.
+def fingerprint(picture: Path | bytes) -> tuple[str, str]:
+    """(sha256 of a picture file, perceptual hash of what it shows) in hex. Raises DataError when it cannot be decoded.
 
     The perceptual hash is imagehash.phash with 16 x 16 bits on the middle of the picture after slow changes of
     brightness are removed. The usual 8 x 8 bits of the whole picture see little more than the bright disc of a fundus
@@ -119,7 +123,7 @@ def fingerprint(file: Path) -> tuple[str, str]:
     import imagehash
 
     try:
-        content = file.read_bytes()
+        content = picture if isinstance(picture, bytes) else picture.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             image.draft("L", (160, 160))  # a JPEG decodes at an eighth of its size; truncation still shows
             gray = image.convert("L")
@@ -155,9 +159,44 @@ def same_shape(mask: np.ndarray, file: Path) -> bool:
         return True
 
 
+def check_whole(path: str | Path) -> None:
+    """Look at the first and last bytes of a picture only. Raises DataError when it is empty, cut or none at all.
+
+    A picture whose end marker is missing (bytes may follow it) or that has none is decoded.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            start, size = file.read(8), file.seek(0, os.SEEK_END)
+            file.seek(max(size - 12, 0))
+            end = file.read()
+        jpeg, png = start.startswith(b"\xff\xd8\xff"), start == b"\x89PNG\r\n\x1a\n"
+        if not (jpeg and end.endswith(b"\xff\xd9") or png and end[4:8] == b"IEND"):
+            with Image.open(path) as image:
+                image.draft("L", (160, 160))
+                image.load()
+    except UNREADABLE as error:
+        raise DataError(f"not a readable image: {error}") from None
+
+
+def cache_folder() -> Path:
+    """Where pictures are unpacked that are no files of their own: FUNDUS_CACHE, or ~/.cache/fundus_lab."""
+    return Path(os.path.abspath(os.path.expanduser(os.environ.get("FUNDUS_CACHE") or "~/.cache/fundus_lab")))
+
+
+def unpacked(name: str, home: Path) -> Path:
+    """The folder that the data set `name` at `home` is unpacked into; made when it is not there."""
+    folder = cache_folder() / f"{name}-{hashlib.sha256(os.path.abspath(home).encode()).hexdigest()[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def image_path(root: Path, path: str) -> Path:
-    """The file that a record's or a benchmark's `path` means below `root`. Raises DataError when it would leave it."""
-    inside = os.path.normpath(str(path).replace("\\", "/"))
-    if os.path.isabs(inside) or inside.split("/")[0] in ("..", "."):
+    """The file that a record's or a benchmark's `path` means: below `root`, or unpacked in the cache folder.
+
+    Raises DataError when it would be anywhere else.
+    """
+    root = Path(os.path.abspath(root))
+    file = Path(os.path.normpath(root / str(path).replace("\\", "/")))
+    if not {root, cache_folder()} & set(file.parents):
         raise DataError(f"image path {path!r} leaves the folder {root}")
-    return Path(root) / inside
+    return file

@@ -5,25 +5,45 @@ at most 12 bits, two further pairs, repeat shots of one eye, in 28, all other pa
 """
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 SAME_PHOTOGRAPH = 20  # bits
 SAME_EYE = 40
+BLOCK = 4096  # hashes compared at once: 64 MiB of distances
 SPLITS = ("train", "val", "test")
+
+
+def near(a: Sequence[str], b: Sequence[str], limit: int) -> pd.DataFrame:
+    """Pairs of hashes (hex) that differ in at most `limit` bits: positions a, b, distance.
+
+    With bits as +1 and -1 the distance is (bits - dot product) / 2, so that one matrix product compares 4,096 hashes
+    with 4,096 others: about 11 ns a pair on one core, three minutes for 170,000 images against 100,000.
+    """
+    if not (len(a) and len(b)):
+        return pd.DataFrame(columns=["a", "b", "distance"], dtype=int)
+    signs = [np.unpackbits(np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8)).reshape(len(hashes), -1)
+             .astype(np.float32) * 2 - 1 for hashes in (a, b)]
+    found = [np.empty((0, 3), int)]
+    for i in range(0, len(a), BLOCK):
+        for j in range(0, len(b), BLOCK):
+            product = signs[0][i:i + BLOCK] @ signs[1][j:j + BLOCK].T
+            bits = signs[0].shape[1]
+            x, y = np.nonzero(product >= bits - 2 * limit)
+            found.append(np.stack([x + i, y + j, ((bits - product[x, y]) / 2).astype(int)], axis=1))
+    return pd.DataFrame(np.concatenate(found), columns=["a", "b", "distance"])
 
 
 def close_pairs(records: pd.DataFrame, limit: int) -> pd.DataFrame:
     """Pairs of rows of one modality whose hashes differ in at most `limit` bits: positions a < b, distance."""
-    found = [np.empty((0, 3), int)]
+    found = []
     for position in records.groupby("modality").indices.values():
-        hashes = np.stack([np.frombuffer(bytes.fromhex(records["phash"].iat[i]), np.uint64) for i in position])
-        for a in range(len(position)):
-            distance = np.bitwise_count(hashes[a + 1:] ^ hashes[a]).sum(axis=1, dtype=int)
-            near = np.flatnonzero(distance <= limit)
-            found.append(np.stack([np.full(len(near), position[a]), position[near + a + 1], distance[near]], axis=1))
-    return pd.DataFrame(np.concatenate(found), columns=["a", "b", "distance"])
+        hashes = records["phash"].iloc[position].to_list()
+        pairs = near(hashes, hashes, limit).query("a < b")
+        found.append(pairs.assign(a=position[pairs["a"]], b=position[pairs["b"]]))
+    return pd.concat(found, ignore_index=True).sort_values(["a", "b"], ignore_index=True)
 
 
 def groups(records: pd.DataFrame) -> np.ndarray:
@@ -66,6 +86,34 @@ def leakage(records: pd.DataFrame) -> pd.DataFrame:
     pairs["kind"] = np.select([pairs["sha256_a"] == pairs["sha256_b"], pairs["distance"] <= SAME_PHOTOGRAPH,
                                pairs["distance"] <= SAME_EYE], ["file", "photograph", "eye"], "patient")
     return pairs[["group", "id_a", "id_b", "split_a", "split_b", "kind", "distance"]]
+
+
+def overlap(records: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """Records that a benchmark shows, too: id, dataset, split, benchmark, path, kind, distance in bits.
+
+    images: one row a benchmark image (benchmark, path, sha256, phash), whose patient is unknown. kind: what they share,
+    file | photograph | eye.
+    """
+    pairs = near(records["phash"].to_list(), images["phash"].to_list(), SAME_EYE)
+    ours, theirs = records.iloc[pairs["a"]], images.iloc[pairs["b"]]
+    same = ours["sha256"].to_numpy() == theirs["sha256"].to_numpy()
+    kind = np.select([same, pairs["distance"] <= SAME_PHOTOGRAPH], ["file", "photograph"], "eye")
+    return pd.DataFrame({
+        **{name: ours[name].to_numpy() for name in ("id", "dataset", "split")},
+        **{name: theirs[name].to_numpy() for name in ("benchmark", "path")},
+        "kind": kind, "distance": pairs["distance"]})
+
+
+def threshold_table(distances: Sequence[int], copies: Sequence[bool], limits: Sequence[int]) -> pd.DataFrame:
+    """What calling every pair within a limit "the same" would find: limit, found, false, precision, recall.
+
+    distances: bits of every pair; copies: whether it is known to be a pair of copies.
+    """
+    distances, copies = np.asarray(distances), np.asarray(copies, bool)
+    rows = [(limit, int((near := distances <= limit)[copies].sum()), int(near[~copies].sum())) for limit in limits]
+    table = pd.DataFrame(rows, columns=["limit", "found", "false"])
+    called = (table["found"] + table["false"]).clip(lower=1)
+    return table.assign(precision=table["found"] / called, recall=table["found"] / max(1, copies.sum()))
 
 
 def hold_out(records: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:

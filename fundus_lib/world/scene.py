@@ -98,12 +98,16 @@ def cloud(rng, view: View, grain: float) -> np.ndarray:
 
 
 # How a device renders the retina. blur: thousandths of the image height; noise: s.d. of an image in 0..1;
-# wide (above 0.5 is yes): CFP in a 3:2 frame that cuts the circle, OCT with the white corner of a registered frame.
-Camera = namedtuple("Camera", "red green blue contrast vignette blur noise wide")
+# wide (above 0.5 is yes): CFP in a 3:2 frame that cuts the circle, OCT with the white corner of a registered frame;
+# dark: share of the light that is missing, reflex: opacity of the light off the cornea (both en face).
+Camera = namedtuple("Camera", "red green blue contrast vignette blur noise wide dark reflex")
 STYLES = {  # ranges; "any" holds the other two
-    "clinic": ((0.96, 1.06), (0.93, 1.02), (0.86, 1), (0.97, 1.08), (0.2, 0.4), (0, 2.5), (0.008, 0.018), (0, 0)),
-    "screening": ((0.84, 0.92), (1.02, 1.1), (1.2, 1.4), (0.78, 0.88), (0.5, 0.7), (3, 5.5), (0.022, 0.032), (1, 1)),
-    "any": ((0.8, 1.1), (0.88, 1.14), (0.78, 1.42), (0.75, 1.12), (0.15, 0.75), (0, 6), (0.005, 0.035), (0, 1)),
+    "clinic": ((0.96, 1.06), (0.93, 1.02), (0.86, 1), (0.97, 1.08), (0.2, 0.4), (0, 2.5), (0.008, 0.018), (0, 0),
+               (0, 0.15), (0, 0.15)),
+    "screening": ((0.84, 0.92), (1.02, 1.1), (1.2, 1.4), (0.78, 0.88), (0.5, 0.7), (3, 5.5), (0.022, 0.032), (1, 1),
+                  (0, 0.25), (0, 0.4)),
+    "any": ((0.8, 1.1), (0.88, 1.14), (0.78, 1.42), (0.75, 1.12), (0.15, 0.75), (0, 6.5), (0.005, 0.035), (0, 1),
+            (0, 0.35), (0, 0.5)),
 }
 
 
@@ -116,8 +120,8 @@ def camera_of(rng, style: str) -> Camera:
 
 def develop(rng, camera: Camera, image: np.ndarray) -> Image.Image:
     """(3, height, width) float, about 0..1, to the delivered picture."""
-    gain = np.array(camera[:3], np.float32)[:, None, None]
-    exposed = np.clip((0.4 + (image - 0.4) * np.float32(camera.contrast)) * gain, 0, 1) * np.float32(255)
+    gain = 255 * np.array(camera[:3], np.float32)[:, None, None]
+    exposed = np.clip(image * (camera.contrast * gain) + 0.4 * (1 - camera.contrast) * gain, 0, 255)  # pivot: 0.4
     picture = Image.fromarray(np.ascontiguousarray(exposed.astype(np.uint8).transpose(1, 2, 0)))
     picture = picture.filter(ImageFilter.GaussianBlur(camera.blur * picture.height / 1000))
     grain = (rng.standard_normal(image.shape[1:], np.float32) * np.float32(camera.noise * 255)).astype(np.int16)
