@@ -108,7 +108,7 @@ def everything(inside: Inside) -> Iterator[tuple[str, Path, str | None, list[Rec
             if (name, camera) in seen:
                 raise DataError("a second copy of the data set: not read")
             yield name, home, camera, *whole(catalogue()[name], home)
-        except DataError as error:
+        except (DataError, OSError) as error:
             yield name, home, camera, [], [Problem(name, home, None, str(error))]
         seen.add((name, camera))
 
@@ -175,8 +175,10 @@ def read_downloads(root: str | Path, workers: int | None = None) -> tuple[pd.Dat
         verdict = "same labels" if agree else f"labels {by_id.labels[a]} here, {by_id.labels[b]} there"
         reason = f"same photograph as {by_id.path[b]}: {verdict}"
         problems.append(Problem(by_id.dataset[a], by_id.path[a], None, reason))
-    table = pd.DataFrame(problems, columns=Problem._fields).astype({"file": str, "row": "Int64"})
-    return records, table.assign(file=table["file"].str.removeprefix(f"{root}/"))
+    said = [[str(cell).encode("utf-8", "backslashreplace").decode() for cell in (p.file, p.reason)] for p in problems]
+    table = pd.DataFrame([(p.dataset, file.removeprefix(f"{root}/"), p.row, reason)
+                          for p, (file, reason) in zip(problems, said, strict=True)], columns=Problem._fields)
+    return records, table.astype({"row": "Int64"})
 
 
 def placed(record: Record, root: Path | None, camera: str | None) -> dict:

@@ -8,7 +8,7 @@ if len(sys.argv) != 3 or sys.argv[1] != "status" or not sys.argv[2]:
     sys.exit("which folder?  make data-status DATA=<folder of unpacked downloads>")
 try:
     table = data.status(sys.argv[2])
-except FileNotFoundError as error:
+except (FileNotFoundError, data.DataError) as error:
     sys.exit(str(error))
 print(table[table.found].drop(columns="found").to_string(index=False))
 for row in table[~table.found].itertuples():

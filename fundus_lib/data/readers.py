@@ -67,11 +67,15 @@ def find(entry: DataSet, inside: Inside) -> list[Path]:
 
 
 def walk(folder: str, start: str = "") -> Iterator[tuple[str, str]]:
-    """(path from the first folder on, as the archive meant it; the path on disk) of every file, in order."""
+    """(path from the first folder on, as the archive meant it; the path on disk) of every file, in order.
+
+    A link to a folder above is not followed: what lies there is read anyway.
+    """
     with os.scandir(folder) as entries:
         inside = sorted(entries, key=lambda entry: entry.name)
     for entry in inside:
-        if entry.name.startswith(disk.HIDDEN):
+        loop = entry.is_symlink() and f"{os.path.realpath(folder)}/".startswith(f"{os.path.realpath(entry.path)}/")
+        if entry.name.startswith(disk.HIDDEN) or loop:
             continue
         if entry.is_dir():
             yield from walk(entry.path, f"{start}{plain(entry.name)}/")
@@ -237,6 +241,8 @@ def read_masks(entry: DataSet, home: Path, masks: list[tuple], images: dict[Key,
             if key in images and not disk.same_shape(pixels, images[key].path):
                 height, width = pixels.shape
                 raise DataError(f"a mask of {width} x {height} pixels does not fit {images[key].path.name}")
+            if value == "nonzero" and pixels.mean() > 0.9:
+                raise DataError(f"{pixels.mean():.0%} of the picture is marked: inverted, or no mask?")
             return (file if pixels.any() else None), ""
         except DataError as error:
             return None, str(error)

@@ -5,7 +5,9 @@ import hashlib
 import io
 import json
 import os
+import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -16,6 +18,8 @@ from PIL import Image, ImageFilter
 
 HIDDEN = (".", "__MACOSX")  # how names begin that are no part of a data set
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises
+NO_TABLE = (OSError, ValueError, KeyError, SyntaxError, EOFError, RuntimeError, TypeError, AttributeError, zlib.error,
+            zipfile.BadZipFile, pd.errors.ParserWarning)  # what pandas and openpyxl raise for a damaged table
 
 
 class DataError(ValueError):
@@ -59,8 +63,14 @@ def plain(name: str) -> str:
 
 
 def folders(root: Path, depth: int) -> list[Path]:
-    """`root` and the folders below it down to `depth`, in order, without hidden ones and macOS leftovers."""
-    inside = [entry for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(HIDDEN)]
+    """`root` and the folders below it down to `depth`, in order, without hidden ones and macOS leftovers.
+
+    Raises DataError for a folder that may not be read.
+    """
+    try:
+        inside = [entry for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(HIDDEN)]
+    except PermissionError:
+        raise DataError(f"{root} may not be read.\n  chmod -R u+rX '{root}'") from None
     return [root] + [f for e in sorted(inside, key=lambda e: e.name) if depth for f in folders(Path(e), depth - 1)]
 
 
@@ -84,7 +94,7 @@ def read_table(file: Path, columns: list[str], separator: str = ",", header: int
     """A CSV, TSV or XLSX as text, indexed by row (the first is row 1), without BOM, outer blanks and empty rows.
 
     Without a header (None) the columns are called "0", "1"... Raises DataError when it is no table or one of `columns`
-    is missing.
+    is missing or there twice.
     """
     how = {"header": header, "dtype": str, "keep_default_na": False}
     try:
@@ -92,12 +102,18 @@ def read_table(file: Path, columns: list[str], separator: str = ",", header: int
             table = pd.read_excel(file, sheet_name=sheet, **how)
         else:
             how |= {"encoding": "utf-8-sig", "index_col": False, "skip_blank_lines": False}
-            table = pd.read_csv(file, sep=separator, **how)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # cells without a column would be dropped
+                table = pd.read_csv(file, sep=separator, **how)
     except ImportError as error:
-        raise DataError(f"{file} needs a library: {error}\n  .venv/bin/python -m pip install openpyxl") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, pd.errors.ParserError) as error:
-        raise DataError(f"{file} is not a readable table: {error}\n  unpack the download again") from None
+        raise DataError(f"{file} needs a library: {error}\n  .venv/bin/python -m pip install openpyxl, or save an old "
+                        "workbook (.xls) as .xlsx") from None
+    except NO_TABLE as error:
+        remedy = "unpack the download again" + ", or save it as UTF-8" * isinstance(error, UnicodeError)
+        raise DataError(f"{file} is not a readable table: {error}\n  {remedy}") from None
     names = table.columns.astype(str).str.strip()
+    if twice := [column for column in columns if list(names).count(column) > 1 or f"{column}.1" in names]:
+        raise DataError(f"{file} has the column {twice[0]!r} twice\n  take the label file from the official download")
     if missing := [column for column in columns if column not in names]:
         raise DataError(f"{file} has no column {', '.join(map(repr, missing))}; it has {', '.join(names)[:200]}.\n"
                         "  take the label file from the official download, unedited")
@@ -118,20 +134,26 @@ def fingerprint(picture: Path | bytes) -> tuple[str, str]:
 
     The perceptual hash is imagehash.phash with 16 x 16 bits on the middle of the picture after slow changes of
     brightness are removed. The usual 8 x 8 bits of the whole picture see little more than the bright disc of a fundus
-    photograph: different IDRiD eyes come out at distance 0. splits.py has the distances measured.
+    photograph: different IDRiD eyes come out at distance 0. Dark margins of a photograph are cut off first, as coarsely
+    as a sixteenth of the frame, so that a smaller copy is cut alike; B-scans and angiograms, which are gray, keep
+    their frame. splits.py has the distances measured.
     """
     import imagehash
 
     try:
         content = picture if isinstance(picture, bytes) else picture.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
-            image.draft("L", (160, 160))  # a JPEG decodes at an eighth of its size; truncation still shows
-            gray = image.convert("L")
+            image.draft(None, (160, 160))  # a JPEG decodes at an eighth of its size; truncation still shows
+            color = image.convert("RGB")
     except UNREADABLE as error:
         raise DataError(f"not a readable image: {error}") from None
-    left, top, right, bottom = gray.point(lambda value: 255 * (value > 20)).getbbox() or (0, 0, *gray.size)
+    gray, tiles = color.convert("L"), np.asarray(color.resize((16, 16), Image.Resampling.BOX), int)
+    left, top, right, bottom = 0.0, 0.0, 1.0, 1.0
+    if np.ptp(tiles, axis=2).mean() > 4 and (bright := np.argwhere(tiles.mean(2) > 20)).size:
+        (top, left), (bottom, right) = bright.min(0) / 16, (bright.max(0) + 1) / 16
     x, y = 0.15 * (right - left), 0.15 * (bottom - top)
-    middle = gray.resize((64, 64), Image.Resampling.LANCZOS, (left + x, top + y, right - x, bottom - y))
+    box = np.array([left + x, top + y, right - x, bottom - y]) * [*gray.size, *gray.size]
+    middle = gray.resize((64, 64), Image.Resampling.LANCZOS, tuple(box))
     detail = np.asarray(middle, float) - np.asarray(middle.filter(ImageFilter.GaussianBlur(4)), float)
     local = Image.fromarray(np.clip(128 + 3 * detail, 0, 255).astype(np.uint8))
     return hashlib.sha256(content).hexdigest(), str(imagehash.phash(local, hash_size=16))
@@ -159,21 +181,32 @@ def same_shape(mask: np.ndarray, file: Path) -> bool:
         return True
 
 
+def refuse_wide(image: Image.Image) -> None:
+    """Raises DataError for gray values of 16 bits or more: everything above 255 would come out white."""
+    if image.mode.startswith(("I", "F")):
+        raise DataError("gray values of 16 bits or more; save it with 8 bits, scaled to its brightest value")
+
+
 def check_whole(path: str | Path) -> None:
     """Look at the first and last bytes of a picture only. Raises DataError when it is empty, cut or none at all.
 
-    A picture whose end marker is missing (bytes may follow it) or that has none is decoded.
+    A picture whose end marker is missing (bytes may follow it) or that has none is decoded, and 16-bit PNG.
     """
     try:
+        os.fspath(path).encode()
         with open(path, "rb", buffering=0) as file:
-            start, size = file.read(8), file.seek(0, os.SEEK_END)
+            start, size = file.read(26), file.seek(0, os.SEEK_END)
             file.seek(max(size - 12, 0))
             end = file.read()
-        jpeg, png = start.startswith(b"\xff\xd8\xff"), start == b"\x89PNG\r\n\x1a\n"
-        if not (jpeg and end.endswith(b"\xff\xd9") or png and end[4:8] == b"IEND"):
+        jpeg, png = start.startswith(b"\xff\xd8\xff"), start.startswith(b"\x89PNG\r\n\x1a\n")
+        wide = start[24:26] == b"\x10\x00"  # 16 bits, gray
+        if not (jpeg and end.endswith(b"\xff\xd9") or png and end[4:8] == b"IEND" and not wide):
             with Image.open(path) as image:
+                refuse_wide(image)
                 image.draft("L", (160, 160))
                 image.load()
+    except UnicodeEncodeError:
+        raise DataError("its name is no UTF-8: rename it") from None
     except UNREADABLE as error:
         raise DataError(f"not a readable image: {error}") from None
 
@@ -185,7 +218,7 @@ def cache_folder() -> Path:
 
 def unpacked(name: str, home: Path) -> Path:
     """The folder that the data set `name` at `home` is unpacked into; made when it is not there."""
-    folder = cache_folder() / f"{name}-{hashlib.sha256(os.path.abspath(home).encode()).hexdigest()[:12]}"
+    folder = cache_folder() / f"{name}-{hashlib.sha256(os.fsencode(os.path.abspath(home))).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
