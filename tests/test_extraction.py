@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -80,7 +82,8 @@ def test_nothing_known_is_an_empty_table_and_not_an_error(tmp_path):
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Two drawn images of every (label, modality) pair with their findings, none of them seen in any training."""
+    """Two drawn images of every (label, modality) pair with their findings, none of them seen in any training. Each is
+    asked about what it shows and, by lot, about more that it does not: as many findings as a vocabulary holds."""
     cases = [(modality, label, seed) for modality, labels in world.clinic.RULES.items() for label in labels
              for seed in range(2)]
     images, asked, truth = [], [], {}
@@ -88,7 +91,9 @@ def drawn():
         rng = np.random.default_rng((2026, i, seed))
         findings = world.sample_findings(rng, label, modality)
         images.append(world.draw(rng, modality, findings, camera="clinic", height=192).image)
-        asked.append((modality, world.FINDINGS[modality]))
+        absent = [name for name in world.FINDINGS[modality] if name not in findings]
+        others = random.Random(i).sample(absent, min(len(absent), extraction.MOST_ASKED - len(findings)))
+        asked.append((modality, sorted([*findings, *others])))
         truth[i] = set(findings)
     return images, asked, truth
 
