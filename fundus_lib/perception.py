@@ -29,8 +29,7 @@ from fundus_lib.world.clinic import LESIONS, RULES
 MODALITIES = tuple(world.FINDINGS)
 POOL = ("CFP", "OCT", "UWF", "CFP", "OCT", "UWF", "CFP", "FFA")  # in turn: the more findings, the more images
 MOST_ASKED = 12  # findings in one question
-SIDES = ("disc on the left", "disc on the right")  # of the image: whoever sees this can tell which eye it is
-TARGETS = (*dict.fromkeys(lesion for names in LESIONS.values() for lesion in names), "optic disc", *SIDES)
+TARGETS = (*dict.fromkeys(lesion for names in LESIONS.values() for lesion in names), "optic disc")
 DECISIVE = ("present", "absent", "Yes", "No", "Right", "Left")  # words of an answer that say what was seen
 KNOWN = "findings.json"  # beside the small model: the findings whose names it was taught
 RECORDED = Path(__file__).resolve().parents[1] / "papers_figs" / "recorded" / "base_model"
@@ -50,9 +49,7 @@ def token_targets(drawing: world.Drawing, rows: int, columns: int) -> np.ndarray
     A token holds a finding when a lesion's centre falls into it (small lesions) or a quarter of it is covered.
     """
     grid = np.zeros((rows, columns, len(TARGETS)), np.float32)
-    centres = dict(drawing.centres)
-    if drawing.disc:
-        centres |= {"optic disc": [drawing.disc], SIDES[drawing.disc[0] >= 0.5]: [drawing.disc]}
+    centres = dict(drawing.centres) | ({"optic disc": [drawing.disc]} if drawing.disc else {})
     for finding, points in centres.items():
         for x, y in points:
             row, column = min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)
@@ -254,14 +251,10 @@ def train_language(model, processor, pool: Sequence[dict], *, seed: int, **sched
 
     def loss_of(items: Sequence[dict]) -> torch.Tensor:
         inputs = encode(processor, items, [perception_example(item, rng) for item in items], model.device)
-        labels = inputs["labels"][:, 1:]
-        logits = answer_logits(model, inputs, items)[:, :-1]
-        losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
-        # Nine tokens in ten only spell names that the prompt gave; what was seen is in the tenth. It counts twice, and
-        # the one word that answers "which eye?" as much as the twelve of a list of findings.
-        said = torch.isin(labels, decisive)
-        answers = (losses * said).sum(1)[said.any(1)] / said.sum(1)[said.any(1)]
-        return losses[labels != -100].mean() + 2 * answers.sum() / max(1, len(answers))
+        labels = inputs["labels"][:, 1:].flatten()
+        losses = cross_entropy(answer_logits(model, inputs, items)[:, :-1].flatten(0, 1), labels, reduction="none")
+        # Nine tokens in ten only spell names that the prompt gave; what was seen is in the tenth. It counts as much.
+        return losses[labels != -100].mean() + losses[torch.isin(labels, decisive)].mean()
 
     parameters = [p for name, p in model.named_parameters() if ".visual." not in name]
     return fit(parameters, loss_of, pool, phase="language", seed=seed, **schedule)

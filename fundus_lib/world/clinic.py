@@ -92,7 +92,7 @@ EXCLUSIVE = ((FOUR, SECTOR), (CHERRY, HOLE, SRF, SUBRETINAL_BLOOD, GEOGRAPHIC, E
              (VITREOUS, HAZE, DETACHMENT), (PED, PEAKED, GEOGRAPHIC), (VMT, HOLE, ERM))
 # How often perception meets a lesion; the others one time in ten. Small ones are hard to learn to see.
 OFTEN = {MICRO: 0.35, BLOOD: 0.25, HARD: 0.25, COTTON: 0.25, VESSELS: 0.2, DRUSEN: 0.25, CUP: 0.2, SPICULES: 0.15,
-         SECTOR: 0.12, FOUR: 0.12, **dict.fromkeys((EDEMA, PALLOR, PATCHY, PERIPAPILLARY, TORTUOUS), 0.16)}
+         SECTOR: 0.12, FOUR: 0.12}
 OFTEN_OCT = dict.fromkeys(OCT, 0.2) | {DRUSEN: 0.3, IRF: 0.3, SRF: 0.3, PED: 0.25}
 
 
