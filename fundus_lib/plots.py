@@ -89,7 +89,7 @@ def label_counts(records: pd.DataFrame, title: str = "Images by label") -> Figur
     rows = records.explode("labels").dropna(subset="labels")
     shown = [(name, rows[rows["modality"] == name]) for name in MODALITY_COLOURS if name in set(rows["modality"])]
     tallest = max(part["labels"].nunique() for _, part in shown)
-    figure, axes = panels(len(shown), title, (4.2, 0.8 + 0.3 * tallest), columns=3)
+    figure, axes = panels(len(shown), title, (4.2, 0.8 + 0.25 * tallest))
     for ax, (modality, part) in zip(axes, shown, strict=True):
         counts = pd.crosstab(part["labels"], part["split"]).reindex(columns=list(SPLIT_SHADES), fill_value=0)
         counts, left = counts.loc[counts.sum(axis=1).sort_values().index], 0
@@ -97,8 +97,9 @@ def label_counts(records: pd.DataFrame, title: str = "Images by label") -> Figur
             colour = sns.blend_palette(["white", MODALITY_COLOURS[modality]], 101)[int(100 * shade)]
             ax.barh(counts.index, counts[split], left=left, color=colour)
             left = left + counts[split]
-        ax.set(title=modality, xlabel="images")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        top = len(counts) - 0.5
+        ax.set(title=modality, xlabel="images", ylim=(top - tallest, top))  # bars of all panels have the same height
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     figure.legend(handles=[Patch(facecolor=str(1 - shade), label=split) for split, shade in SPLIT_SHADES.items()],
                   loc="outside lower center", ncols=3)
     return figure
