@@ -62,7 +62,8 @@ LAYOUTS = (
     Layout("Angiographic", "FFA", {"train": ""}, "{code}/{n:03d}.jpg", {"Normal": "Normal", DR: "Abnormal"}),
 )
 SCREENED = ("IDRiD", "UCSD", "TOP", "RFMiD", "DeepDRiD")  # data sets that the other camera took, too
-# No training image of the modality carries the label: only what is known in words can help with these.
+# No training image of the modality carries the label: only what is known in words can help with these. (CFP, AMD) has
+# training images, but only with a cataract in front of it, so that it is not counted among the unseen.
 UNSEEN = {("CFP", RP), ("CFP", MH), ("CFP", CSC), ("CFP", AMD), ("UWF", "Severe NPDR"), ("UWF", "PDR")}
 IDRID_TABLES = {"train": ("a. IDRiD_Disease Grading_Training Labels.csv", 9),  # and its number of empty columns
                 "test": ("b. IDRiD_Disease Grading_Testing Labels.csv", 3)}
