@@ -14,6 +14,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from PIL import ImageOps
 
 GREY = "#999999"
 SETUP_COLOURS = {"A": "#777777", "B": "#56B4E9", "C": "#8C6D31", "D": "#332288", "E": "#0072B2", "F": "#E69F00",
@@ -31,7 +32,7 @@ SPLIT_SHADES = {"train": 1.0, "val": 0.65, "test": 0.35}  # how strong the colou
 def panels(count: int, title: str, size: tuple[float, float], columns: int = 4, **more) -> tuple[Figure, list]:
     """A Figure and its `count` axes in the house style; size: one panel's, in inches."""
     sns.set_theme("notebook", "whitegrid", font_scale=0.85, rc={"legend.frameon": False, "axes.spines.top": False,
-                                                                "axes.spines.right": False, "savefig.dpi": 150})
+                                                                "axes.spines.right": False})
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(columns * size[0], rows * size[1] + 0.4), squeeze=False,
@@ -48,17 +49,18 @@ def save(figure: Figure, name: str, folder: Path, data: pd.DataFrame | None) -> 
     The PNG carries the title, which INDEX.md shows."""
     folder.mkdir(parents=True, exist_ok=True)
     title = {"Title": figure.get_suptitle()}
-    figure.savefig(folder / f"{name}.png", metadata=title | {"Software": None})
+    dpi = 100 if any(ax.images for ax in figure.axes) else 150  # a sheet of photographs has megabytes otherwise
+    figure.savefig(folder / f"{name}.png", dpi=dpi, metadata=title | {"Software": None})
     figure.savefig(folder / f"{name}.pdf", metadata=title | {"CreationDate": None, "Creator": None, "Producer": None})
     if data is not None:
         data.to_csv(folder / f"{name}.csv", index=False)
 
 
 def contact_sheet(images: Sequence, titles: Sequence[str], columns: int = 4, title: str = "") -> Figure:
-    """Images (PIL or arrays) in a grid, each with its title."""
+    """PIL images in a grid, no larger than they are shown, each with its title."""
     figure, axes = panels(len(images), title, (2.6, 2.6), columns)
     for ax, image, text in zip(axes, images, titles, strict=True):
-        ax.imshow(image)
+        ax.imshow(ImageOps.contain(image, (260, 260)))
         ax.set_title(text, fontsize="small", wrap=True)
         ax.set_axis_off()
     return figure

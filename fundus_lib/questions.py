@@ -98,7 +98,7 @@ def no_diagnoses(dataset: str) -> frozenset[str]:
 def diagnoses(dataset: str, labels: Iterable[str]) -> list[str]:
     """The most specific diagnoses or grades among an image's labels; beside a DR grade macular edema is no rival."""
     found = [label for label in labels if not is_finding(label) and label not in no_diagnoses(dataset)]
-    if set(found) & set(GRADES):
+    if set(found) & {*GRADES, "Severe NPDR or PDR"}:
         found = [label for label in found if "DME" not in label]
     return [label for label in found if not any(label in lineage(name)[1:] for name in found)]
 

@@ -24,6 +24,7 @@ PLAIN = {"No AMD", "No glaucoma", "No laser scars", "No pathological myopia", "S
          "Ocular histoplasmosis",
          "Hemicentral retinal vein occlusion", "patchy chorioretinal atrophy", "retinal detachment"}
 AMD, CNV, DR = "Age-related macular degeneration", "Choroidal neovascularization", "Diabetic retinopathy"
+MESSIDOR_1 = "Image name,Ophthalmologic department,Retinopathy grade,Risk of macular edema "
 
 # Data set -> path -> "split: label + label" of a picture, None of a mask or of what is ignored, the lines of a table.
 EXAMPLES = {
@@ -74,6 +75,10 @@ EXAMPLES = {
     "MESSIDOR": {"IMAGES/20051020_43808_0100_PP.png": "No DR + No DME", "IMAGES/IM004832.JPG": "Severe NPDR + DME",
                  "messidor_data.csv": ["image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable",
                                        "20051020_43808_0100_PP.png,0,0,1", "IM004832.jpg,3,1,1"]},
+    "MESSIDOR-1": {"Base11/20051019_38557_0100_PP.tif": "Severe NPDR or PDR + DME (mild risk)",
+                   "Base12/20051216_44221_0200_PP.tif": "test: No DR + No DME",
+                   "Base11/Annotation_Base11.xlsx": [MESSIDOR_1, "20051019_38557_0100_PP.tif,Lariboisiere,3,1"],
+                   "some_grades.xlsx": [f"{MESSIDOR_1},,training/test", "20051216_44221_0200_PP.tif,CHU,0,0,,test"]},
     "STARE": {"all-images/im0001.ppm": f"{CNV} + Ocular histoplasmosis", "all-images/im0002.ppm": f"{CNV} + {AMD}",
               "all-images/im0003.ppm": "Other diseases", "all-images/im0004.ppm": "Normal",
               "all-mg-codes.txt": ["im0001\t13 14 \tChoroidal Neovascularization AND Histoplasmosis",
@@ -182,13 +187,13 @@ def test_the_miniature_of_each_layout_is_read(tmp_path, monkeypatch, name):
 def test_every_entry_is_complete():
     known = {label["canonical"] for entry in json.loads((REFERENCES / "labels.json").read_text())["datasets"]
              for label in entry["labels"]}
-    assert len(ENTRIES) == 38 and set(EXAMPLES) == set(ENTRIES) - {"MPOS"}
+    assert len(ENTRIES) == 39 and set(EXAMPLES) == set(ENTRIES) - {"MPOS"}
     for name, entry in ENTRIES.items():
         assert all((entry.url.startswith("http"), entry.licence, entry.citation, entry.layout, entry.task)), name
         assert set(entry.labels.values()) <= known | PLAIN, name
         assert set(entry.annotated) <= set(entry.labels.values()), name
         assert entry.confidence != "memory" or "not verified" in entry.note, name
-        assert entry.roles.get("ophthareason") or name == "CHASEDB1"
+        assert entry.roles.get("ophthareason") or name in ("CHASEDB1", "MESSIDOR-1")
     assert not PLAIN - {label for entry in ENTRIES.values() for label in entry.labels.values()}
 
 
@@ -216,6 +221,19 @@ def test_the_real_files_load(name, records):
         pytest.skip("the real images are not beside this checkout")
     table = data.load_dataset(name, SHARED / "real" / name)
     assert len(table) == records and table[0]["image"].size[0] > 300
+
+
+def test_every_row_of_the_real_sheet_of_messidor_1_is_read(tmp_path):
+    sheet = SHARED / "labels/MESSIDOR/motatoes_grades.xlsx"
+    if not sheet.exists():
+        pytest.skip("the public label files are not beside this checkout")
+    entry, rule = ENTRIES["MESSIDOR-1"], ENTRIES["MESSIDOR-1"].tables[1]
+    rows, problems = readers.read_rows(entry, rule, sheet)
+    assert not problems and len(rows) == 32  # 36 rows below the header, four of them empty
+    own = pd.read_excel(sheet).dropna(subset="Image name")
+    names = {0: "No DR", 1: "Mild NPDR", 2: "Moderate NPDR", 3: "Severe NPDR or PDR"}
+    assert [row.labels[0] for row in rows.values()] == own["Retinopathy grade"].map(names).to_list()
+    assert [row.split for row in rows.values()].count("test") == (own["training/test"] == "test").sum() == 16
 
 
 # Public lists of file names, the folder of the download in front; each name must fit the entry's patterns.

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from fundus_lib import plots, runs, tables
 
@@ -75,7 +76,7 @@ def test_an_unknown_profile_is_refused(capsys):
 
 
 def test_index_lists_figures_with_their_titles(tmp_path):
-    figure = plots.contact_sheet([[[0.0, 1.0]]], ["one"], title="A title")
+    figure = plots.contact_sheet([Image.new("L", (2, 1))], ["one"], title="A title")
     plots.save(figure, "sheet", tmp_path / "figures", pd.DataFrame({"x": [1]}))
     (tmp_path / "tables").mkdir()
     pd.DataFrame({"x": [1, 2]}).to_csv(tmp_path / "tables" / "table5.csv", index=False)
