@@ -60,11 +60,27 @@ class BaseModelSettings(Section):
     vision_depth: Annotated[PositiveInt | None, OURS]
 
 
+class Server(Section):
+    """An OpenAI-compatible endpoint, for whatever below is set to "llm" or "served"."""
+    url: Annotated[str | None, OURS]                          # null: nothing may ask one
+    key_variable: Annotated[str, OURS]                        # environment variable that holds the key; may be unset
+    text_model: Annotated[str | None, STATED]                 # writes vocabularies and traces, judges
+    vision_model: Annotated[str | None, STATED]               # finds visual findings
+    in_flight: Annotated[PositiveInt, OURS]                   # requests at once
+    timeout_seconds: Annotated[PositiveFloat, OURS]
+    max_tokens: Annotated[PositiveInt, GUESS]                 # of one answer, its reasoning included
+    price_in: Annotated[float, Field(ge=0), OURS]             # of a million prompt tokens, in your currency
+    price_out: Annotated[float, Field(ge=0), OURS]
+    budget: Annotated[float | None, OURS]                     # no request is sent that could exceed it; null: no limit
+
+
 class Knowledge(Section):
     passages: Annotated[PositiveInt, GUESS]                   # retrieved per query
+    extractor: Annotated[Literal["rules", "llm"], STATED]     # reads the findings and their roles out of K
 
 
 class Voting(Section):
+    finder: Annotated[Literal["base", "served"], STATED]      # base: the base model, in this process
     rollouts: Annotated[PositiveInt, STATED]                  # per image
     min_votes: Annotated[PositiveInt, STATED]                 # a finding is kept from this many votes on
     temperature: Annotated[PositiveFloat, GUESS]
@@ -72,6 +88,9 @@ class Voting(Section):
 
 
 class Traces(Section):
+    writer: Annotated[Literal["grammar", "llm"], STATED]
+    wordings: Annotated[PositiveInt, OURS]                    # ways the grammar says one thing
+    opinion: Annotated[bool, OURS]                            # ask the text model for its verdict beside the rules'
     max_words: Annotated[PositiveInt, GUESS]
 
 
@@ -105,6 +124,7 @@ class UADT(Section):
 
 
 class Rewards(Section):
+    judge: Annotated[Literal["rules", "llm"], STATED]         # of the process reward
     right_tenuous: Annotated[Fraction, GUESS]                 # process reward of a right answer, tenuous trace
     wrong_plausible: Annotated[BelowOne, GUESS]               # under 1: a right answer outranks it
 
@@ -120,6 +140,7 @@ class Settings(Section):
     profile: Annotated[str, OURS]
     data: Data
     base_model: BaseModelSettings
+    server: Server
     knowledge: Knowledge
     voting: Voting
     traces: Traces

@@ -4,11 +4,11 @@
 import numpy as np
 import pytest
 
-from fundus_lib import rewards, traces
+from fundus_lib import rewards, trace_writer
 
 SEEN = ["microaneurysm", "retinal hemorrhage"]
 OPTIONS = [{"letter": "A", "text": "PDR"}, {"letter": "B", "text": "Moderate NPDR"}]
-RIGHT = traces.write_trace("Moderate NPDR", "CFP", SEEN)
+RIGHT = trace_writer.write_trace("Moderate NPDR", "CFP", SEEN)
 
 
 def process(trace, label="Moderate NPDR", modality="CFP", seen=SEEN, **settings):
@@ -44,14 +44,14 @@ def test_process_values_by_hand():
     assert process(tenuous) == 0.5  # one unsupported side claim
     assert process(tenuous, right_tenuous=0.25) == 0.25
     assert process(RIGHT.replace("hemorrhage.", "hemorrhage, neovascularization.", 1)) == 0  # an excluded sign: flawed
-    wrong = traces.write_trace("PDR", "CFP", ["neovascularization"])
+    wrong = trace_writer.write_trace("PDR", "CFP", ["neovascularization"])
     assert process(wrong) == 0.5  # wrong, but what it says agrees with K[PDR, CFP]
     assert process(wrong, wrong_plausible=0.1) == 0.1
-    assert process(traces.write_trace("PDR", "CFP", [])) == 0  # wrong, and no reason given
+    assert process(trace_writer.write_trace("PDR", "CFP", [])) == 0  # wrong, and no reason given
 
 
 def test_a_wrong_answer_is_judged_without_the_image():
-    wrong = traces.write_trace("PDR", "CFP", ["neovascularization"])
+    wrong = trace_writer.write_trace("PDR", "CFP", ["neovascularization"])
     assert judge(wrong, seen=[]) == judge(wrong, seen=["neovascularization", "drusen"]) == "plausible"
 
 

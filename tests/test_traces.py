@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from fundus_lib import knowledge, traces, world
+from fundus_lib.trace_writer import build, write_simple_trace, write_trace
 
 DRAWN = [(label, modality) for modality, rules in world.clinic.RULES.items() for label in rules
          if modality != "FFA"]
@@ -19,12 +20,12 @@ def problems(thought, answer="Moderate NPDR", label="Moderate NPDR", modality="C
 
 
 def test_the_template():
-    assert traces.write_trace("Moderate NPDR", "CFP", SEEN, OPTIONS) == (
+    assert write_trace("Moderate NPDR", "CFP", SEEN, OPTIONS) == (
         "<think> This CFP image shows microaneurysm, retinal hemorrhage, hard exudate. microaneurysm, retinal "
         "hemorrhage without extensive four-quadrant hemorrhage or neovascularization indicates Moderate NPDR. </think> "
         "<answer> Moderate NPDR </answer>")
-    assert traces.write_simple_trace("OCT", "OCT") == "<think> This is a OCT image. </think> <answer> OCT </answer>"
-    assert "<think> This CFP image shows no finding. </think>" in traces.write_simple_trace("CFP", "No", [])
+    assert write_simple_trace("OCT", "OCT") == "<think> This is a OCT image. </think> <answer> OCT </answer>"
+    assert "<think> This CFP image shows no finding. </think>" in write_simple_trace("CFP", "No", [])
 
 
 @pytest.mark.parametrize(("label", "modality"), DRAWN, ids=lambda value: value)
@@ -32,14 +33,14 @@ def test_what_the_writer_writes_passes_its_checks(label, modality):
     words, rng = knowledge.vocabulary(label, modality), np.random.default_rng(0)
     for _ in range(10):
         seen = world.sample_findings(rng, label, modality) & (words.required | words.supportive)
-        text = traces.write_trace(label, modality, seen, {"A": label, "B": "Coloboma"})
+        text = write_trace(label, modality, seen, {"A": label, "B": "Coloboma"})
         assert traces.check_trace(text, label=label, modality=modality, findings=seen).problems == set(), text
         assert len(text.split()) <= 60
 
 
 def test_a_trace_without_the_decisive_finding_does_not_pass():
     seen = ["microaneurysm"]
-    report = traces.check_trace(traces.write_trace("Severe NPDR", "CFP", seen), label="Severe NPDR", modality="CFP",
+    report = traces.check_trace(write_trace("Severe NPDR", "CFP", seen), label="Severe NPDR", modality="CFP",
                                 findings=seen)
     assert report.problems == {"missing_required_vf", "knowledge_missing_or_mismatch"}
 
@@ -106,14 +107,14 @@ def test_build_keeps_the_reasons():
     seen = pd.DataFrame([{"record_id": "1", "finding": "microaneurysm", "kept": True},
                          {"record_id": "2", "finding": "neovascularization", "kept": False},
                          {"record_id": "2", "finding": "normal retinal vasculature", "kept": True}])
-    built = traces.build(questions, seen, max_words=60).set_index("question_id")
+    built = build(questions, seen, max_words=60).set_index("question_id")
     # No page for retinitis, nothing to say of a yes about a disease; test questions get no trace.
     assert built.kept.to_dict() == {"1/L4c": True, "2/L4c": False, "1/L3a": True, "1/L3c": True}
     assert "shows drusen" in built.loc["1/L3c", "text"]
     assert not built.loc["2/L4c", "no_missing_required_vf"]  # new vessels were voted down
     assert not built.loc["2/L4c", "no_contradicting_finding"]  # and the vote found normal vessels
     assert "shows drusen" in built.loc["1/L3a", "text"]
-    assert not traces.build(questions, seen, max_words=5).kept.any()
+    assert not build(questions, seen, max_words=5).kept.any()
 
 
 def test_the_public_cases(trace_cases):
