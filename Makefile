@@ -18,7 +18,7 @@ PY      := $(if $(PYTHON),$(PYTHON),.venv/bin/python)
 CHOICE   = --profile $(PROFILE) --seed $(SEED) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DATA),--data "$(DATA)")
 RUNS     = $(PY) -m fundus_lib.runs
 
-.PHONY: help reproduce test status compare data-status bench lab env lock clean $(STAGES)
+.PHONY: help reproduce test status compare data-status bench drills lab env lock clean $(STAGES)
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -43,15 +43,18 @@ data-status: env ## what of the catalogue lies in DATA, with counts and problems
 
 # Two threads are many times slower than one as soon as two processes share the cores.
 test: export OMP_NUM_THREADS = 1
-test: env        ## lint, unit tests, all notebooks through papermill (smoke), then through nbval
+test: env        ## lint, unit tests, all notebooks through papermill (smoke), through nbval, and against a real server
 	$(PY) -m ruff check .
 	$(PY) -m nbstripout --verify --keep-id notebooks/*.ipynb
-	$(PY) -m pytest -q -n 2 --dist loadscope tests
+	$(PY) -m pytest -q -n 2 --dist loadscope --ignore tests/test_served.py tests
 	$(RUNS) reproduce --profile smoke
-	$(PY) -m pytest -q -n 2 --dist loadscope --nbval-lax --nbval-current-env notebooks
+	$(PY) -m pytest -q -n 2 --dist loadscope --nbval-lax --nbval-current-env notebooks tests/test_served.py
 
-bench: env       ## what the data layer costs on this machine, into papers_figs/recorded/bench.csv
+bench: env       ## what things cost on this machine, into papers_figs/recorded/bench.csv
 	@$(PY) -m fundus_lib.bench
+
+drills: env      ## client, votes and traces killed at 50 random moments, into papers_figs/recorded/drills.csv
+	@$(PY) -m fundus_lib.drills
 
 lab: env         ## JupyterLab on the notebooks
 	@$(PY) -m jupyterlab --notebook-dir=notebooks

@@ -1,4 +1,4 @@
-"""What the data layer costs, measured on this machine: python -m fundus_lib.bench   (papers_figs/recorded/bench.csv)
+"""What things cost, measured on this machine: `make bench`   (papers_figs/recorded/bench.csv)
 
 Absolute figures depend on the machine and its load, which is why they are measured here and never asserted in a test.
 """
@@ -6,6 +6,7 @@ Absolute figures depend on the machine and its load, which is why they are measu
 import io
 import os
 import platform
+import random
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,9 @@ from statistics import median
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
+from pydantic import BaseModel
 from tqdm import tqdm
 
 from fundus_lib.runs import ROOT
@@ -95,9 +98,152 @@ def leakage(count: int = 20_000, pictures: int = 200) -> list[dict]:
             {"what": "decode and hash a photograph", "value": 1000 * image, "unit": "ms", "n": pictures}]
 
 
+def voting_speed(images: int, pairs: int = 15) -> list[dict]:
+    """P3: five rollouts a drawn image in batches of `images`, against five calls for one each and against
+    transformers' num_return_sequences=5, interleaved; median ratios with a bootstrap interval. One thread."""
+    from fundus_lib import extraction, generation, perception, voting, world
+    from fundus_lib import model as models
+
+    model, processor = models.load_model(perception.RECORDED).eval(), models.load_processor(perception.RECORDED)
+    rng, lot, shown, prompts, longest = np.random.default_rng(0), random.Random(0), [], [], 0
+    for i in range(images * pairs):
+        modality = perception.POOL[i % len(perception.POOL)]
+        shown.append(world.draw(rng, modality, world.random_findings(rng, modality), camera="clinic").image)
+        known = world.FINDINGS[modality]
+        names = lot.sample(known, min(len(known), extraction.MOST_ASKED))
+        prompts.append(voting.prompt(modality, names))
+        longest = max(longest, len(processor.tokenizer(voting.format_votes(dict.fromkeys(names, True)))["input_ids"]))
+    how = {"max_new_tokens": longest + 8, "batch_size": images, "temperature": 1.0}
+
+    def ours(part: slice, rollouts: int, seed: int = 0) -> None:
+        generation.generate(model, processor, shown[part], prompts[part], rollouts=rollouts, seed=seed, **how)
+
+    @torch.no_grad()
+    def theirs(part: slice, rollouts: int, seed: int = 0) -> None:
+        turns = [generation.user_turn(generation.open_image(image), prompt)
+                 for image, prompt in zip(shown[part], prompts[part], strict=True)]
+        inputs = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True,
+                                               processor_kwargs={"padding": True, "return_tensors": "pt"})
+        torch.manual_seed(seed)
+        out = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                             num_return_sequences=rollouts, max_new_tokens=how["max_new_tokens"])
+        processor.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+
+    ways = {"five votes at once": lambda part: ours(part, 5),
+            "five calls": lambda part: [ours(part, 1, seed) for seed in range(5)],
+            "five calls of transformers' generate": lambda part: [theirs(part, 1, seed) for seed in range(5)],
+            "num_return_sequences=5": lambda part: theirs(part, 5)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    taken = {name: [] for name in ways}
+    ours(slice(0, images), 5), theirs(slice(0, images), 1)  # warm
+    for k in tqdm(range(pairs), desc=f"votes, {images} at once", unit="pair"):
+        part = slice(k * images, (k + 1) * images)
+        for name in lot.sample(list(ways), len(ways)):  # in a new order each time
+            started = time.perf_counter()
+            ways[name](part)
+            taken[name].append(time.perf_counter() - started)
+    torch.set_num_threads(threads)
+    once, rows = np.array(taken.pop("five votes at once")), []
+    for (name, times), target in zip(taken.items(), (">= 3.5", ">= 3.5", ">= 1.3"), strict=True):
+        ratios = np.array(times) / once
+        resampled = np.median(np.random.default_rng(0).choice(ratios, (2000, pairs)), axis=1)
+        low, high = np.percentile(resampled, [2.5, 97.5])
+        rows.append({"what": f"{name} / five votes at once, batch {images}", "value": median(ratios), "low": low,
+                     "high": high, "unit": "ratio", "target": target, "n": pairs})
+    return [*rows, {"what": f"five votes at once, batch {images}", "value": 1000 * median(once) / images,
+                    "unit": "ms/image", "n": pairs}]
+
+
+FILLER = ("The image quality is fair and the field is centered on the posterior pole.", "The media are clear enough.",
+          "No {b} is seen in quadrant {n}.", "Neither {a} nor {b} is found on view {n}.", "A {b} is expected in {o}.",
+          "Possible {a} cannot be excluded near {n} o'clock.", "Unlike {o}, which shows {b}, this eye is different.",
+          "About {n} small areas were weighed against the criteria before the decision.")
+
+
+def distinct_traces(n: int, seed: int = 0) -> list[tuple[str, dict]]:
+    """(trace of 40-80 words, its label, modality and findings), no two alike: written from K, then filled with negated,
+    hedged and other-disease sentences; every fourth names another answer."""
+    from fundus_lib import trace_writer
+    from fundus_lib.knowledge import pairs, vocabulary
+    from fundus_lib.lexicon import findings
+
+    rng, names, table = np.random.default_rng(seed), list(findings()), sorted(pairs())
+    made: dict[str, dict] = {}
+    while len(made) < n:
+        label, modality = table[rng.integers(len(table))]
+        known = vocabulary(label, modality)
+        pool = sorted(known.required | known.supportive) or names
+        seen = [str(name) for name in rng.choice(pool, min(len(pool), int(rng.integers(1, 5))), replace=False)]
+        text, more, goal = trace_writer.write_trace(label, modality, seen), [], rng.integers(40, 80)
+        words = {"a": names[rng.integers(127)], "b": names[rng.integers(127)], "o": table[rng.integers(len(table))][0]}
+        while len(f"{text} {' '.join(more)}".split()) < goal:
+            more.append(FILLER[rng.integers(len(FILLER))].format(n=int(rng.integers(2, 1000)), **words))
+        text = text.replace("</think>", " ".join(more) + " </think>")
+        if rng.random() < 0.25:
+            text = text.replace(f"<answer> {label}", f"<answer> {table[rng.integers(len(table))][0]}")
+        made[text] = {"label": label, "modality": modality, "findings": seen}
+    return list(made.items())
+
+
+def judging(n: int = 2500) -> list[dict]:
+    """P7: the rule judge on n distinct traces, one thread; its tables are loaded by 400 others."""
+    from fundus_lib import rewards
+
+    traces = distinct_traces(n + 400)
+    for text, about in traces[n:]:
+        rewards.judge_by_rules(text, **about)
+    started = time.perf_counter()
+    for text, about in traces[:n]:
+        rewards.judge_by_rules(text, **about)
+    rate = n / (time.perf_counter() - started)
+    return [{"what": "rule judge, distinct traces", "value": rate, "unit": "traces/s", "target": ">= 2000", "n": n}]
+
+
+def served_judging(requests: int = 1000, in_flight: int = 32, seconds: float = 0.2) -> list[dict]:
+    """P8: the client and a server in its own process that takes `seconds` an answer, says 429 to 5 % and breaks the
+    schema in 2 %; against a loop that asks one by one, measured on 50 requests."""
+    from fundus_lib import settings
+    from fundus_lib.client import Client, Request
+
+    class Judgement(BaseModel):
+        word: str
+        number: int
+
+    def timed(client: Client, asked: list[Request]) -> tuple[float, list]:
+        started = time.perf_counter()
+        replies = client.ask(asked, "judge")
+        return time.perf_counter() - started, replies
+
+    server = subprocess.Popen([sys.executable, str(ROOT / "tests/faulty_server.py"), "--delay", str(seconds),
+                               "--faults", '{"429": 0.05, "schema": 0.02}'], stdout=subprocess.PIPE, text=True)
+    try:
+        section = settings.load("cpu").server.model_copy(update={"url": server.stdout.readline().strip()})
+        with tempfile.TemporaryDirectory() as folder:
+            one = Client(section.model_copy(update={"in_flight": 1}), "model", Path(folder) / "one.sqlite")
+            many = Client(section.model_copy(update={"in_flight": in_flight}), "model", Path(folder) / "many.sqlite")
+            single, _ = timed(one, [Request(f"JSON one {i}", schema=Judgement) for i in range(50)])
+            asked = [Request(f"JSON {i}", schema=Judgement) for i in range(requests)]
+            taken, replies = timed(many, asked)
+            again, same = timed(many, asked)
+    finally:
+        server.kill()
+        server.wait()
+    wrong = sum([value.word for value in reply.values] != [request.prompt]
+                for request, reply in zip(asked, replies, strict=True)) + (same != replies)
+    return [{"what": "one by one / client with 32 in flight", "value": single * requests / 50 / taken, "unit": "ratio",
+             "target": ">= 20", "n": requests},
+            {"what": "share of the ideal rate", "value": requests * seconds / in_flight / taken, "unit": "ratio",
+             "target": ">= 0.85", "n": requests},
+            {"what": "wrong rows", "value": wrong, "unit": "rows", "target": "0", "n": requests},
+            {"what": "asked again, all from the cache", "value": again / taken, "unit": "ratio", "target": "<= 0.02",
+             "n": requests}]
+
+
 if __name__ == "__main__":
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout
-    table = pd.DataFrame([*loading(), imports(), *leakage()])
+    table = pd.DataFrame([*loading(), imports(), *leakage(), *voting_speed(1), *voting_speed(32, 5), *judging(),
+                          *served_judging()])
     table = table.assign(machine=f"{os.cpu_count()} cores, {platform.machine()}", commit=commit.strip())
     table.to_csv(RECORD, index=False)
     print(table.drop(columns=["machine", "commit"]).round(2).to_string(index=False), f"\n-> {RECORD}")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fundus_lib.answers import extract_answer
+from fundus_lib.answers import VERSION, extract_answer
 from fundus_lib.questions import YES_NO, option_texts
 
 COLUMNS = {"FunBench": "funbench", "Omni-Fundus": "omni", "GMAI-Fundus": "gmai"}  # benchmark -> column of Table 5
@@ -94,7 +94,7 @@ def funbench_scores(questions: str | Path, predictions: str | Path) -> dict:
 
 
 def score_predictions(questions: pd.DataFrame, responses: Sequence[str]) -> pd.DataFrame:
-    """question_id, response, extracted ("A", "A,C" or text; None: nothing), status, hit; in the order of the questions.
+    """One row a question: question_id, response, extracted ("A", "A,C" or text; None: nothing), status, hit, extractor.
 
     questions: columns id, options, kind, answer. A several-answer question is hit by the exact set.
     """
@@ -102,8 +102,9 @@ def score_predictions(questions: pd.DataFrame, responses: Sequence[str]) -> pd.D
     for question, response in zip(questions.itertuples(), responses, strict=True):
         value, status = extract_answer(response, option_texts(question.options), question.kind)
         extracted = ",".join(value) if isinstance(value, list) else value
-        rows.append((question.id, response, extracted, status, status == "ok" and extracted == question.answer))
-    return pd.DataFrame(rows, columns=["question_id", "response", "extracted", "status", "hit"])
+        rows.append((question.id, response, extracted, status, status == "ok" and extracted == question.answer,
+                     VERSION))
+    return pd.DataFrame(rows, columns=["question_id", "response", "extracted", "status", "hit", "extractor"])
 
 
 def accuracy_scores(frame: pd.DataFrame) -> dict:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from fundus_lib import knowledge, rewards, training
 from fundus_lib import model as models
-from fundus_lib import rewards, training
 from fundus_lib.sft import as_dataset
 
 # Which setup starts from which, with which rewards (Fundus-R1, Tab. 5; the rows not here are not trained yet).
@@ -45,11 +45,16 @@ def question_rows(questions: pd.DataFrame, findings: pd.DataFrame, root: Path) -
 
 
 def prepared(reward: Callable, levels: dict) -> Callable:
-    """The reward with the profile's levels, under its own name; the question's id goes beside its rollouts."""
+    """The reward with the profile's levels, under its own name; the question's id goes beside its rollouts.
+
+    Where the judge abstains from one rollout of a group, it gets the mean of the others: TRL would add a zero.
+    """
     @functools.wraps(reward)
     def call(prompts, completions, question_id, log_extra, **columns):
         log_extra("question_id", question_id)
-        return reward(prompts=prompts, completions=completions, **levels, **columns)
+        values = pd.Series(reward(prompts=prompts, completions=completions, **levels, **columns), dtype=float)
+        values = values.fillna(values.groupby(list(question_id)).transform("mean"))
+        return [None if pd.isna(value) else value for value in values]
 
     return call
 
@@ -57,16 +62,27 @@ def prepared(reward: Callable, levels: dict) -> Callable:
 def train(folder: Path, *, setup: str, start: str, rows: str, prompts_per_step: int, rollouts: int, steps: int,
           learning_rate: float, warmup_steps: int, kl_beta: float, temperature: float, max_new_tokens: int,
           micro_batch: int, lora_rank: int, train_vision: bool, zero_stage: int, uadt: dict, levels: dict,
-          seed: int) -> None:
+          judge: dict | None, vocabulary: str | None, seed: int) -> None:
     """Train one setup from the model at `start` on the questions in `rows` into `folder`; resumes.
 
     uadt: strength, temperature, decay and granularity of `UADTGRPOTrainer`; used by the setups named *_uadt.
-    levels: right_tenuous and wrong_plausible of the process reward.
+    levels: right_tenuous and wrong_plausible of the process reward. judge: the settings section `server` whose text
+    model judges traces; None: the rules do. vocabulary: the vocabulary.json to judge by; None: the embedded pages.
     """
     from trl import GRPOConfig
 
     from fundus_lib.uadt import UADTGRPOTrainer
 
+    if vocabulary:
+        knowledge.adopt(json.loads(Path(vocabulary).read_text(encoding="utf-8")))
+    if judge:
+        from fundus_lib.client import Client
+        from fundus_lib.data.records import cache_folder
+        from fundus_lib.opinions import LLMJudge
+        from fundus_lib.settings import Server
+
+        cache = cache_folder() / "answers.sqlite"  # a plain client: the judge may abstain where the server fails
+        levels = levels | {"judge": LLMJudge(Client(Server(**judge), judge["text_model"], cache))}
     processor = models.load_processor(start)
     model, checkpoint = training.start_model(start, folder, lora_rank=lora_rank, train_vision=train_vision)
     scores = [prepared(reward, levels) for reward in REWARDS[setup.removesuffix("_uadt")]]

@@ -1,25 +1,40 @@
 """K[y, m], what the references say about label y in modality m, and Vocab[y, m], the findings read out of it.
 
 A page of references/pages/ is markdown: `# label`, `modalities: CFP, UWF`, `##` sections (`Signs on UWF` narrows one),
-`[n]` marks, `## References`. Bullets whose first words are in _ROLES carry the vocabulary.
+`[n]` marks, `## References`. The rules read the bullets whose first words are in _ROLES and nothing else; free text of
+other references (fundus_lib.sources) is for a language model. Either result is a record that is checked against K.
 """
 
 import difflib
 import re
-from collections.abc import Iterable
-from functools import cache
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, lru_cache, partial
+from typing import Literal, NamedTuple, get_args
+
+from pydantic import BaseModel
 
 from fundus_lib import lexicon
 
 MODALITIES = "CFP|OCT|UWF|FFA"
-KEPT_SECTIONS = ("symptoms", "diagnostic criteria", "signs")  # what the paper keeps of a retrieved page
-_ROLES = {"required": "all_of", "required, one of": "any_of", "supportive": "supportive",
-          "contradicts": "definitional", "points elsewhere": "differential"}
+KEPT = re.compile(r"symptom|\bsigns?\b|diagnos|criteri|classif|grading|stag(?:es?|ing)\b|manifest|presentation|finding|"
+                  r"examinat|clinical (?:feature|picture|course|character)|appearance|imag(?:es?|ing)\b|fundus|tomogra|"
+                  r"ophthalmosc|\bOCTA?\b|angiogra|autofluor|ultra-?wide|photogra", re.IGNORECASE)  # headings to keep
+Role = Literal["required", "required_one_of", "supportive", "excluded_definitional", "excluded_differential"]
+_mentions = lru_cache(maxsize=4096)(lexicon.find_mentions)
+_bare = partial(re.sub, r"\s|\[\d+\]", "")  # sentences are compared without blanks and citation marks
+_ROLES: dict[str, Role] = {"required": "required", "required, one of": "required_one_of", "supportive": "supportive",
+                           "contradicts": "excluded_definitional", "points elsewhere": "excluded_differential"}
+_BULLET = re.compile(r"^- ([^:\n]+): (.+)$", re.MULTILINE)
+PROMPT = """This is what references say about {label} as seen in {modality} images. List each visual finding to which
+they give a role in the diagnosis: required (no diagnosis without it), required_one_of (one of several suffices: the
+alternatives of a criterion share a group number, elsewhere 0), supportive (speaks for it), excluded_definitional
+(contradicts it), excluded_differential (points to another disease). One role each. Evidence is the sentence that says
+so, copied word for word. Add nothing from elsewhere.\n\n{text}"""
 
 
 class Passage(NamedTuple):
-    """One section of one reference; `source` is file#section."""
+    """One section of one reference, or a part of it; `source` is file#section, file#page=3 or address#section."""
     source: str
     label: str
     section: str
@@ -29,7 +44,7 @@ class Passage(NamedTuple):
 
 
 class Knowledge(NamedTuple):
-    """K[y, m]: the query, the passages kept as one text, and {source, score, cites} of each."""
+    """K[y, m]: the query, the passages as one text, {source, score, cites, start, end} of each (text[start:end])."""
     query: str
     text: str
     sources: list[dict]
@@ -50,6 +65,19 @@ class Vocabulary(NamedTuple):
         return self.all_of <= held and all(group & held for group in self.any_of) and not self.excluded & {*reported}
 
 
+class FindingRole(BaseModel):
+    """One finding, the part it plays (`group`: the criterion of which it is an alternative), and K's own words."""
+    finding: str
+    role: Role
+    group: int
+    evidence: str
+
+
+class KnowledgeRecord(BaseModel):
+    """What K says about findings, in a form that a program can check."""
+    findings: list[FindingRole]
+
+
 def embedded_pages() -> list[Passage]:
     """Every section of references/pages/*.md. ValueError names the page whose head is malformed."""
     passages = []
@@ -66,21 +94,43 @@ def embedded_pages() -> list[Passage]:
     return passages
 
 
-SOURCES = (embedded_pages,)  # further references (EyeWiki, PMC) belong here: functions that return passages
+class Shelf:
+    """Passages and their BM25 index: what K is drawn from."""
+
+    def __init__(self, passages: Iterable[Passage]):
+        import bm25s  # only here: most users of this module look up vocabularies and nothing else
+        self.passages, self.index = list(passages), bm25s.BM25()
+        texts = [f"{p.label} {p.section} {p.text}" for p in self.passages]
+        self.index.index([list(lexicon.key(text)) for text in texts], show_progress=False)
+        self.pairs = frozenset((p.label, m) for p in self.passages if KEPT.search(p.section) for m in p.modalities)
+
+    def retrieve(self, question: str) -> list[tuple[Passage, float]]:
+        """Every passage with its BM25 score for the question, best first (ties keep the order)."""
+        scores = self.index.get_scores(list(lexicon.key(question))).tolist()
+        return sorted(zip(self.passages, scores, strict=True), key=lambda hit: -hit[1])
 
 
 @cache
-def _index() -> tuple[list[Passage], "bm25s.BM25"]:  # noqa: F821
-    import bm25s  # only here: most users of this module look up vocabularies and nothing else
-    passages, index = [passage for source in SOURCES for passage in source()], bm25s.BM25()
-    index.index([list(lexicon.key(f"{p.label} {p.section} {p.text}")) for p in passages], show_progress=False)
-    return passages, index
+def embedded() -> Shelf:
+    """The shelf of the embedded pages."""
+    return Shelf(embedded_pages())
 
 
-@cache
+_adopted: dict[tuple[str, str], Vocabulary] = {}
+
+
+def adopt(table: Mapping[str, Mapping]) -> None:
+    """Let `pairs` and `vocabulary` of this process answer from a vocabulary.json alone; if empty, from the pages."""
+    _adopted.clear()
+    for pair, words in table.items():
+        sets = {role: frozenset(names) for role, names in words.items() if role != "any_of"}
+        _adopted[tuple(pair.split("|"))] = Vocabulary(any_of=tuple(map(frozenset, words["any_of"])), **sets)
+    vocabulary.cache_clear()
+
+
 def pairs() -> frozenset[tuple[str, str]]:
-    """The (label, modality) pairs that the references cover."""
-    return frozenset((p.label, m) for p in _index()[0] if p.section.startswith("Diagnostic") for m in p.modalities)
+    """The (label, modality) pairs that have a vocabulary: those of the embedded pages, or of the adopted table."""
+    return frozenset(_adopted) or embedded().pairs
 
 
 def query(label: str, modality: str) -> str:
@@ -88,46 +138,93 @@ def query(label: str, modality: str) -> str:
     return f"What are the key {modality} findings for diagnosing {label}?"
 
 
-def retrieve(question: str) -> list[tuple[Passage, float]]:
-    """Every passage with its BM25 score for the question, best first (ties keep the page order)."""
-    passages, index = _index()
-    scores = index.get_scores(list(lexicon.key(question))).tolist()
-    return sorted(zip(passages, scores, strict=True), key=lambda hit: -hit[1])
-
-
 @cache
-def acquire(label: str, modality: str, passages: int = 8) -> Knowledge:
+def acquire(label: str, modality: str, passages: int = 8, shelf: Shelf | None = None) -> Knowledge:
     """K[y, m]: the best passages for the query that are about this label and modality and tell of symptoms, criteria or
-    signs. KeyError, with the nearest pairs, where no page covers the pair."""
-    name = lexicon.canonical_label(label) or label
-    if (name, modality) not in pairs():
-        near = difflib.get_close_matches(f"{name} on {modality}", [f"{y} on {m}" for y, m in sorted(pairs())], 3, 0)
-        raise KeyError(f"no reference page covers {label!r} on {modality}; nearest: {'; '.join(near)}. "
-                       "A page in fundus_lib/references/pages/ adds it.")
-    kept = [(p, score) for p, score in retrieve(query(name, modality)) if p.label == name and modality in p.modalities
-            and p.section.lower().startswith(KEPT_SECTIONS)][:passages]
-    return Knowledge(query(name, modality), "\n\n".join(f"{p.section}\n{p.text}" for p, _ in kept),
-                     [{"source": p.source, "score": round(score, 3), "cites": p.cites} for p, score in kept])
+    signs, from the embedded pages or another shelf. KeyError, with the nearest pairs, where none is."""
+    name, shelf = lexicon.canonical_label(label) or label, shelf or embedded()
+    if (name, modality) not in shelf.pairs:
+        near = difflib.get_close_matches(f"{name} on {modality}", [f"{y} on {m}" for y, m in sorted(shelf.pairs)], 3, 0)
+        raise KeyError(f"no reference page covers {label!r} on {modality}; add it, or take: {'; '.join(near)}")
+    kept = [(p, round(score, 3)) for p, score in shelf.retrieve(query(name, modality))
+            if p.label == name and modality in p.modalities and KEPT.search(p.section)]
+    text, sources = "", []
+    for p, score in kept[:passages]:
+        start, text = len(text), f"{text}{p.section}\n{p.text}\n\n"
+        sources.append({"source": p.source, "score": score, "cites": p.cites, "start": start, "end": len(text) - 2})
+    return Knowledge(query(name, modality), text[:-2], sources)
+
+
+def source_of(known: Knowledge, place: str | int) -> dict:
+    """The row of `sources` of a sentence of K (blanks and [n] aside) or of the character at an offset, or KeyError."""
+    for row in known.sources:
+        text = _bare(known.text[row["start"]:row["end"]])
+        if row["start"] <= place < row["end"] if isinstance(place, int) else _bare(place) in text:
+            return row
+    raise KeyError(f"K ({known.query}) does not say {place!r}")
+
+
+def extract_by_rules(known: Sequence[tuple[str, str, Knowledge]]) -> list[KnowledgeRecord | None]:
+    """The record of each (label, modality, K), from the bullets that _ROLES lists; empty where K has none."""
+    return [KnowledgeRecord(findings=[
+        FindingRole(finding=name, role=_ROLES[lead.lower()], group=number, evidence=body)
+        for number, (lead, body) in enumerate(_BULLET.findall(k.text.replace("\n  ", " "))) if lead.lower() in _ROLES
+        for name in dict.fromkeys(m.finding for m in _mentions(body, modality))]) for _, modality, k in known]
+
+
+def extract_by_llm(client, known: Sequence[tuple[str, str, Knowledge]]) -> list[KnowledgeRecord | None]:
+    """The record that a language model reads out of each K (`client`: fundus_lib.client); None where it gave none."""
+    from fundus_lib.client import Request
+    asked = [Request(PROMPT.format(label=y, modality=m, text=k.text), schema=KnowledgeRecord) for y, m, k in known]
+    return [next(iter(reply.values), None) for reply in client.ask(asked, "knowledge records")]
+
+
+def to_vocabulary(record: KnowledgeRecord, known: Knowledge, modality: str) -> tuple[Vocabulary | None, list[str]]:
+    """Vocab[y, m] out of a record, and what was left out, with the reason: no finding of the modality, a sentence that
+    is not K's or does not say so, two roles. None when nothing is left of its criteria: all would meet them."""
+    groups, refused = {}, []
+    texts = [_bare(known.text[row["start"]:row["end"]]) for row in known.sources]
+    for item in record.findings:
+        said = {m.finding for m in _mentions(item.evidence) if m.status != "negated" or "excluded" in item.role}
+        names = {m.finding for m in _mentions(item.finding, modality) if m.status != "negated"}
+        if names and names <= said and any(_bare(item.evidence) in text for text in texts):
+            groups.setdefault((item.role, item.group), set()).update(names)
+        else:
+            why = f"not seen on {modality}" if not names else "no sentence of K" if names <= said else "not said there"
+            refused.append(f"{item.role} {item.finding!r}: {why}")
+    sets = [frozenset().union(*(held for at, held in groups.items() if at[0] == role)) for role in get_args(Role)]
+    twice = {name for name, roles in Counter(name for names in sets for name in names).items() if roles > 1}
+    refused += [f"{name!r}: given different roles" for name in sorted(twice)]
+    one, others, supportive, against, elsewhere = (names - twice for names in sets)
+    any_of = (frozenset(held - twice) for at, held in groups.items() if at[0] == "required_one_of")
+    words = Vocabulary(one | others, supportive, against | elsewhere, one, tuple(filter(None, any_of)), against)
+    spoilt = not words.required and any(item.role.startswith("required") or not any(words) for item in record.findings)
+    return (None, [*refused, "none of its criteria is left"]) if spoilt else (words, refused)
 
 
 @cache
 def vocabulary(label: str, modality: str, passages: int = 8) -> Vocabulary:
-    """Vocab[y, m], read from the bullets of K[y, m]. KeyError as `acquire`; ValueError when a finding has two roles."""
+    """Vocab[y, m] of the embedded pages by the rules, or as adopted. KeyError as `acquire`, ValueError: two roles."""
+    if _adopted:
+        return _adopted[lexicon.canonical_label(label), modality]
     known = acquire(label, modality, passages)
-    roles: dict[str, list[frozenset[str]]] = {role: [] for role in _ROLES.values()}
-    for lead, body in re.findall(r"^- ([^:\n]+): (.+)$", known.text.replace("\n  ", " "), re.MULTILINE):
-        if lead.lower() in _ROLES:
-            roles[_ROLES[lead.lower()]].append(frozenset(m.finding for m in lexicon.find_mentions(body, modality)))
-    sets = {role: frozenset().union(*groups) for role, groups in roles.items()}
-    if twice := [f for f in lexicon.findings() if sum(f in names for names in sets.values()) > 1]:
-        raise ValueError(f"{label} on {modality}: two bullets give different roles to {', '.join(twice)}.")
-    return Vocabulary(sets["all_of"] | sets["any_of"], sets["supportive"], sets["definitional"] | sets["differential"],
-                      sets["all_of"], tuple(roles["any_of"]), sets["definitional"])
+    words, refused = to_vocabulary(*extract_by_rules([(label, modality, known)]), known, modality)
+    if refused:
+        raise ValueError(f"{label} on {modality}: {'; '.join(refused)}.")
+    return words
 
 
-def build(wanted: Iterable[tuple[str, str]], passages: int = 8) -> tuple[list[dict], dict[str, dict]]:
-    """The rows of knowledge.jsonl and the content of vocabulary.json (by "label|modality") for the given pairs."""
-    wanted = [(lexicon.canonical_label(label), modality) for label, modality in wanted]
-    rows = [{"label": y, "modality": m, **acquire(y, m, passages)._asdict()} for y, m in wanted]
-    return rows, {f"{y}|{m}": {role: [sorted(group) for group in names] if role == "any_of" else sorted(names)
-                               for role, names in vocabulary(y, m, passages)._asdict().items()} for y, m in wanted}
+def build(wanted: Iterable[tuple[str, str]], passages: int = 8, shelf: Shelf | None = None,
+          extract: Callable[[list], list[KnowledgeRecord | None]] = extract_by_rules) -> tuple[list[dict], dict]:
+    """The rows of knowledge.jsonl (K, findings with evidence, what was refused) and the content of vocabulary.json
+    (by "label|modality"), where a pair whose record fails is missing. extract: or `partial(extract_by_llm, client)`."""
+    known = [(lexicon.canonical_label(y) or y, m, acquire(y, m, passages, shelf)) for y, m in wanted]
+    rows, table = [], {}
+    for (y, m, k), record in zip(known, extract(known), strict=True):
+        words, refused = to_vocabulary(record, k, m) if record and record.findings else (None, ["no record"])
+        rows.append({"label": y, "modality": m, **k._asdict(), "refused": refused,
+                     "findings": record.model_dump()["findings"] if record else []})
+        if words:
+            table[f"{y}|{m}"] = {role: [sorted(group) for group in names] if role == "any_of" else sorted(names)
+                                 for role, names in words._asdict().items()}
+    return rows, table

@@ -1,31 +1,27 @@
 """127 findings, the labels of 17 data sets, and how a sentence mentions them. The words are data: references/*.json."""
 
-import json
 import re
-import unicodedata
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache, lru_cache
-from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
-REFERENCES = Path(__file__).parent / "references"
-Span = tuple[int, int, str, bool]  # start, end, name, gapped (other words may stand inside)
+from fundus_lib.assertion import (
+    JOINTS,
+    REFERENCES,
+    SENTENCE_END,
+    Cues,
+    Mention,
+    Span,
+    clean,
+    key,
+    reading,
+    reference,
+    stem_of,
+    with_status,
+)
 
-
-class Mention(NamedTuple):
-    """`finding` (or a label) stands at text[start:end]; status is asserted | negated | hedged | hypothetical."""
-    finding: str
-    start: int
-    end: int
-    status: str
-
-
-@cache
-def reference(name: str) -> dict:
-    """A JSON file of references/, read once."""
-    return json.loads((REFERENCES / name).read_text(encoding="utf-8"))
+__all__ = ["REFERENCES", "Cues", "Mention", "canonical_label", "clean", "family", "find_labels", "find_mentions",
+           "findings", "key", "reading", "reference"]
 
 
 @cache
@@ -35,148 +31,95 @@ def findings() -> dict[str, dict]:
             for row in reference("findings_lexicon.json")["findings"]}
 
 
+@lru_cache(maxsize=4096)
 def family(*names: str) -> frozenset[str]:
     """The findings and their parents: a flame-shaped hemorrhage is a retinal hemorrhage too; never the reverse."""
     parents = {findings().get(name, {}).get("is_a") for name in names} - {None}
-    return frozenset(names) | (family(*parents) if parents else frozenset())
-
-
-_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphen, zero-width characters: they hide a word
-_WORD = re.compile(r"[^\W_]+")
-_JOINT = re.compile(r"[-/'\u2019\u2013]? ?>?")  # what may stand between the words of one term
-
-
-def clean(text: str) -> tuple[str, Sequence[int]]:
-    """NFKC, no zero-width characters, single blanks. Returns the text and each character's place in the original."""
-    if text.isascii() and text.isprintable() and "  " not in text:
-        return text, range(len(text))
-    shown = [(" " if c.isspace() else c, place) for place, raw in enumerate(_UNSEEN.sub("\0", text)) if raw != "\0"
-             for c in unicodedata.normalize("NFKC", raw)]
-    shown = [after for before, after in pairwise([(" ", 0), *shown]) if before[0] + after[0] != "  "]
-    return "".join(c for c, _ in shown), [place for _, place in shown]
-
-
-@lru_cache(maxsize=20_000)
-def _stem(word: str) -> str:
-    """Lower case, American spelling, no plural: `Haemorrhages` and `hemorrhage` are one word."""
-    word = word.lower()
-    for british, american in reference("findings_lexicon.json")["spelling"].items():
-        word = word.replace(british, american)
-    return word[:-3] + "y" if word.endswith("ies") else re.sub("(?<=..[^s])s$", "", word)
-
-
-def key(text: str) -> tuple[str, ...]:
-    """A term as the tables spell it: stemmed words, `non-x` written as one."""
-    return tuple(map(_stem, _WORD.findall(re.sub(r"\bnon[- ](?=[a-z])", "non", clean(text)[0].lower()))))
+    return frozenset(names) | (family(*sorted(parents)) if parents else frozenset())
 
 
 class _Phrases:
     """Terms by their words. One all-capital word is an abbreviation: case-sensitive, with an optional s."""
 
     def __init__(self, terms: Iterable[tuple[str, str]]):
-        self.names: dict[tuple[str, ...], str] = {}
-        self.longest: dict[str, int] = {}  # words of the longest term, by the stem of its first word
+        self.codes: dict[str, str] = {}
+        self.tree: dict = {}  # stem -> what may follow; under None the name of the term that ends there
         for term, name in terms:
-            words = (term,) if term.isupper() and " " not in term else key(term)
-            self.names.setdefault(words, name)
-            self.longest[_stem(words[0])] = max(len(words), self.longest.get(_stem(words[0]), 0))
+            if term.isupper() and " " not in term:
+                self.codes.setdefault(term, name)
+            else:
+                node = self.tree
+                for word in key(term):
+                    node = node.setdefault(word, {})
+                node.setdefault(None, name)
+        self.code_stems = frozenset(map(stem_of, self.codes))
 
     def spans(self, text: str) -> list[Span]:
         """Every term in the text, the longest at each word."""
-        words, stems, gaps, *_ = _parse(text)
-        found, after = [], 0
-        for at in (i for i, stem in enumerate(stems) if stem in self.longest):
-            sizes = range(min(self.longest[stems[at]], len(words) - at) if at >= after else 0, 0, -1)
-            fits = (n for n in sizes if tuple(stems[at:at + n]) in self.names and all(gaps[at:at + n - 1]))
-            size, code = next(fits, 0), words[at].group().removesuffix("s")
-            name = self.names.get(tuple(stems[at:at + size]) if size or not code.isupper() else (code,))
-            if name and at >= after:
-                after = at + max(size, 1)
-                found.append((words[at].start(), words[after - 1].end(), name, False))
+        read = reading(text)
+        found, after, last = [], 0, len(read.stems) - 1
+        starters = [(i, stem) for i, stem in enumerate(read.stems) if stem in self.tree or stem in self.code_stems]
+        for at, stem in starters:
+            start, end = read.words[at]
+            if start < after:
+                continue
+            node, to, name = self.tree.get(stem), at, None
+            while node:
+                if None in node:
+                    name, after = node[None], read.words[to][1]
+                if to == last or text[read.words[to][1]:read.words[to + 1][0]] not in JOINTS:
+                    break
+                to += 1
+                node = node.get(read.stems[to])
+            if name is None and stem in self.code_stems:
+                name, after = self.codes.get(text[start:end].removesuffix("s")), end
+            if name:
+                found.append((start, after, name, ""))
         return found
 
 
-_SENTENCE_END = re.compile(r"(?<!i\.e)(?<!e\.g)(?<!vs)[.!?](?=\s|$|<)|[;<>]|\s\d\)")
-_PREDICATES = {"sure", "doubted", "denied", "verb"}
+class _Form(NamedTuple):
+    """An elliptical form: "the cup is enlarged"."""
+    hint: str
+    findings: tuple[str, ...]
+    use: str  # names | denies (an antonym: "the retina is attached") | collective (counts only when it is denied)
 
 
 @cache
-def _cues() -> re.Pattern:
-    """One pattern with a named group for each kind of cue of assertion_cues.json."""
-    table = reference("assertion_cues.json")
-    pattern = "|".join(rf"\b(?P<{kind}>{'|'.join(words)})\b" for kind, words in table["cues"].items())
-    for part, words in table["parts"].items():
-        pattern = pattern.replace("{" + part + "}", words)
-    return re.compile(pattern, re.IGNORECASE)
-
-
-@lru_cache(maxsize=64)
-def _parse(text: str) -> tuple[list[re.Match], list[str], list[bool], list[tuple[int, int, str]], list[int]]:
-    """(words, their stems, may a term go on to the next word?, cues (start, end, kind), sentence ends)."""
-    words = list(_WORD.finditer(text))
-    gaps = [bool(_JOINT.fullmatch(text, a.end(), b.start())) for a, b in pairwise(words)]
-    return (words, [_stem(word.group()) for word in words], gaps, [(*cue.span(), cue.lastgroup) for cue in
-            _cues().finditer(text)], [0, *(end.start() for end in _SENTENCE_END.finditer(text)), len(text)])
-
-
-def _status(before: list[tuple[str, str]], after: list[str]) -> str:
-    """Status of a mention from the cues of its clause: (kind, words up to the mention) before it, kinds after it."""
-    if "supposed" in after or any(kind == "supposed" for kind, _ in before):
-        return "hypothetical"
-    state = "asserted"
-    for kind, between in before:
-        if kind == "elsewhere":
-            state = state if "," in between else "hypothetical"
-        else:  # a finite verb ends what stood before it: "no A is seen and B ..."
-            state = {"no": "negated", "maybe": "hedged"}.get(kind, "asserted")
-    verdict = next((kind for kind in after if kind in _PREDICATES), None)
-    return {"denied": "negated", "doubted": "hedged"}.get(verdict, state) if state == "asserted" else state
-
-
-def _with_status(text: str, found: list[Span]) -> list[Mention]:
-    """Give each span its status, from the cues of its clause. Cues inside a term belong to it, unless it is gapped."""
-    *_, cues, ends = _parse(text)
-    cues = [cue for cue in cues if not any(s < cue[1] and cue[0] < e for s, e, _, gapped in found if not gapped)]
-    edges = sorted(ends + [first for first, _, kind in cues if kind == "stop"])
-    mentions = []
-    for start, end, name, _ in found:
-        left, right = edges[bisect_right(edges, start) - 1], edges[bisect_left(edges, end)]
-        clause = [cue for cue in cues if left <= cue[0] and cue[1] <= right and cue[2] != "stop"]
-        inside = any(kind in ("no", "denied") for first, last, kind in clause if start <= first and last <= end)
-        before = [(kind, text[last:start]) for _, last, kind in clause if last <= start]
-        after = [kind for first, _, kind in clause if first >= end]
-        mentions.append(Mention(name, start, end, "negated" if inside else _status(before, after)))
-    return mentions
-
-
-@cache
-def _finding_terms() -> tuple[_Phrases, list[tuple[re.Pattern, str, bool, set[str]]]]:
-    """The terms, and the hints for elliptical forms: (pattern, finding, gapped, words of which one is there)."""
-    rows = findings().items()
+def _finding_terms() -> tuple[_Phrases, list[_Form], Cues]:
+    """The terms, the elliptical forms, and where they are: cues whose kind is the place in the list of forms."""
+    table, rows = reference("findings_lexicon.json"), findings().items()
     terms = _Phrases((term, name) for name, row in rows for term in
                      (name, *row["abbreviations"], *row["synonyms"], *row["lexical_variants"]))
-    return terms, [(re.compile(hint, re.IGNORECASE), name, ".{" in hint or "[^.]{" in hint, {*row["hint_words"]})
-                   for name, row in rows for hint in row["regex_hints"]]
+    forms = [_Form(hint, (name,), "names") for name, row in rows for hint in row["regex_hints"]]
+    forms += [_Form(row["pattern"], tuple(row["findings"]), "denies") for row in table["antonyms"]]
+    forms += [_Form(rf"\b{row['term']}\b", tuple(row["findings"]), "collective") for row in table["collective_terms"]]
+    return terms, forms, Cues({i: [re.sub(r"(?<!\\)\((?!\?)", "(?:", form.hint)] for i, form in enumerate(forms)},
+                              table["hint_parts"])
 
 
 def find_mentions(text: str, modality: str | None = None) -> list[Mention]:
     """Every finding that `text` names, in reading order; with a modality, only what that can show (directly or not)."""
     text, places = clean(text)
-    terms, hints = _finding_terms()
-    found = terms.spans(text)
-    for pattern, name, gapped, needed in hints:
-        for match in () if needed.isdisjoint(_parse(text)[1]) else pattern.finditer(text):
-            start, end = match.span()
-            near = [other for other in found if other[0] < end and start < other[1]]
-            longer = not gapped and any(other[1] - other[0] > end - start for other in near)
-            if not (longer or any(other[2] == name for other in near) or _SENTENCE_END.search(match.group())):
-                gone = [o for o in near if (o[2] == findings()[name]["is_a"] if gapped else o[:2] != (start, end))]
-                found = [other for other in found if other not in gone] + [(start, end, name, gapped)]
-    collective = [(*match.span(), name, False) for entry in reference("findings_lexicon.json")["collective_terms"]
-                  for match in re.finditer(rf"\b{entry['term']}\b", text) for name in entry["findings"]
-                  if not any(other[0] < match.end() and match.start() < other[1] for other in found)]
-    mentions = _with_status(text, found + collective)
-    mentions = [m for i, m in enumerate(mentions) if i < len(found) or m.status == "negated"]  # "fluid" asserts no kind
+    read, (terms, forms, cues) = reading(text), _finding_terms()
+    found, later = terms.spans(text), []
+    for place, start, end in sorted((i, start, end) for start, end, i in cues.find(read)):
+        form, near = forms[place], [other for other in found if other[0] < end and start < other[1]]
+        gapped = form.hint if "{be}" in form.hint or "[^" in form.hint else ""
+        if form.use != "names":
+            later += [(start, end, name, gapped, form.use) for name in form.findings
+                      if not any(other[2] == name or form.use == "collective" for other in near)]
+            continue
+        name, = form.findings
+        longer = not gapped and any(other[1] - other[0] > end - start for other in near)
+        if not (longer or any(other[2] == name for other in near) or SENTENCE_END.search(text[start:end])):
+            gone = [o for o in near if (o[2] == findings()[name]["is_a"] if gapped else o[:2] != (start, end))]
+            found = [other for other in found if other not in gone] + [(start, end, name, gapped)]
+    mentions = with_status(text, found + [span[:4] for span in later])
+    for (*_, use), mention in zip(later, mentions[len(found):], strict=True):
+        mentions.remove(mention)  # "fluid" asserts no kind of it, "attached" denies a detachment
+        if mention.status == ("asserted" if use == "denies" else "negated"):
+            mentions.append(mention._replace(status="negated"))
     return sorted((m._replace(start=places[m.start], end=places[m.end - 1] + 1) for m in mentions
                    if modality is None or modality in findings()[m.finding]["shown_by"]), key=lambda m: m[1:3])
 
@@ -208,4 +151,4 @@ def find_labels(text: str) -> list[Mention]:
     """Every label named inside `text` (`.finding` holds the label), longest match first, with its status."""
     cleaned, places = clean(text)
     return [m._replace(start=places[m.start], end=places[m.end - 1] + 1)
-            for m in _with_status(cleaned, _labels()[1].spans(cleaned))]
+            for m in with_status(cleaned, _labels()[1].spans(cleaned), labels=True)]

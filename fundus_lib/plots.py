@@ -21,7 +21,8 @@ SETUP_COLOURS = {"A": "#777777", "B": "#56B4E9", "C": "#8C6D31", "D": "#332288",
                  "G": "#009E73", "H": "#AA4499", "I": "#117733", "J": "#882255", "F_uadt": "#D55E00",
                  "G_uadt": "#CC79A7", "best constant": "#000000", "A, choosing": "#B0A080"}
 MODALITY_COLOURS = {"CFP": "#D55E00", "OCT": "#0072B2", "UWF": "#009E73", "FFA": GREY}
-METHOD_COLOURS = {"published": "#BBBBBB", "one rollout": "#56B4E9", "vote": "#0072B2", "ours": "#0072B2"}
+METHOD_COLOURS = {"published": "#BBBBBB", "free-form": "#E69F00", "one rollout": "#56B4E9", "vote": "#0072B2",
+                  "ours": "#0072B2"}
 FINDING_COLOURS = {"microaneurysm": "#56B4E9", "retinal hemorrhage": "#0072B2", "hard exudate": "#F0E442",
                    "cotton-wool spot": "#FFFFFF", "neovascularization": "#CC79A7", "drusen": "#E69F00",
                    "optic disc": "#009E73", "intraretinal fluid": "#56B4E9", "subretinal fluid": "#009E73",
@@ -108,7 +109,7 @@ def label_counts(records: pd.DataFrame, title: str = "Images by label") -> Figur
 
 
 def s2_bars(table6: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
-    """S2 of each finding. table6: finding, method (one rollout, vote), s2 in 0..1; published: finding, s2 in 0..1."""
+    """S2 of each finding, 0..1. table6: finding, method (free-form, one rollout, vote), s2; published: finding, s2."""
     theirs = [] if published is None else [published.assign(method="published")]
     rows = pd.concat([table6, *theirs]).dropna(subset="s2")
     order = rows.groupby("finding")["s2"].mean().sort_values(ascending=False).index

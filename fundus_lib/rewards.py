@@ -1,16 +1,18 @@
-"""The rewards of the reinforcement stage, r = answer + format + process (Fundus-R1); the judge of the last is rules.
+"""The rewards of the reinforcement stage, r = answer + format + process (Fundus-R1); the judge of the last is rules
+or any callable with the same four words.
 
 The paper does not give the levels of the process reward; our guesses: right and plausible 1, tenuous 0.5, flawed 0;
 wrong but plausible 0.5 (under 1: a right answer outranks it), else 0. None: the question has no such reward.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 from fundus_lib.answers import parse_strict
 from fundus_lib.knowledge import pairs, vocabulary
 from fundus_lib.lexicon import canonical_label
 from fundus_lib.questions import option_texts
-from fundus_lib.traces import RULES, SHAPE, TraceReport
+from fundus_lib.traces import RULES, SHAPE, TraceReport, read_answer
 
 
 def _texts(completions) -> list[str]:
@@ -40,16 +42,18 @@ def _verdict(report: TraceReport) -> str:
             return "not_plausible"
         alone = TraceReport(report.trace, label=report.answer, modality=modality, findings=(), options=report.options)
         spoilt = {"modality_inconsistency", "self_contradiction", "answer_mismatch", "knowledge_missing_or_mismatch"}
-        proven = alone.known.satisfied_by(alone.asserted)
+        proven = alone.known.satisfied_by(alone.observed) or alone.known.satisfied_by(alone.asserted)
         return "plausible" if proven and not alone.problems & spoilt else "not_plausible"
     grades = [(grade, modality) for grade in RULES["higher_grades"].get(report.label, [])]
     higher = [vocabulary(*pair).required for pair in grades if pair in pairs()]
     fabricated = len(report.made_up) > 2 or report.made_up & (known.excluded.union(*higher) - known.required)
-    denied = "missing_required_vf" in report.problems and report.denied & report.seen
-    contradicts = report.problems & {"self_contradiction", "answer_mismatch"}
-    if not report.asserted or report.addresses_judge or fabricated or denied or contradicts:
+    if not report.asserted or fabricated or report.self_contradiction() or report.answer_mismatch() or report.hacks:
         return "flawed"
-    return "tenuous" if report.problems - {"format_error"} else "plausible"
+    missing = report.missing_required_vf()
+    if missing and report.denied & report.seen:
+        return "flawed"
+    lesser = missing or report.redundant_or_incorrect_vf() or report.modality_inconsistency()
+    return "tenuous" if lesser or report.knowledge_missing_or_mismatch() else "plausible"
 
 
 def judge_by_rules(trace: str, *, label: str, modality: str, findings: Collection[str], options=None) -> str:
@@ -58,14 +62,48 @@ def judge_by_rules(trace: str, *, label: str, modality: str, findings: Collectio
     return _verdict(TraceReport(trace, label=label, modality=modality, findings=findings, options=options))
 
 
+class Row(NamedTuple):
+    """What a judge sees of one rollout: `findings` is V(I), `options` {letter: text} (empty for an open question)."""
+    trace: str
+    label: str
+    modality: str
+    findings: tuple[str, ...]
+    options: tuple[tuple[str, str], ...] = ()
+
+
+Judge = Callable[[list[Row]], list[str | None]]
+
+
+def judge_rows(rows: list[Row]) -> list[str | None]:
+    """The rules as a `Judge`: one word for each row."""
+    return [judge_by_rules(row.trace, label=row.label, modality=row.modality, findings=row.findings,
+                           options=dict(row.options)) for row in rows]
+
+
 def process_reward(prompts, completions, *, label, modality, findings, options=None, right_tenuous=0.5,
-                   wrong_plausible=0.5, **columns) -> list[float | None]:
-    """The judgement as a number; 0 where no answer can be read strictly, None where no page covers the question."""
-    rewards: list[float | None] = [None] * len(label)
-    rows = zip(_texts(completions), label, modality, findings, options or [None] * len(label), strict=True)
-    for i, (text, y, m, seen, choices) in enumerate(rows):
+                   wrong_plausible=0.5, judge: Judge | None = None, **columns) -> list[float | None]:
+    """The judgement as a number; 0 where no answer can be read strictly, None (no reward: TRL leaves it out) where no
+    page covers the question or the judge abstains.
+
+    judge: None for the rules, else a callable that judges a whole batch at once: it gets the distinct rows to judge, in
+    order, and gives back as many of plausible | tenuous | flawed | not_plausible, or None where it abstains. Rollouts
+    without a strict answer are not sent. ValueError names a word that is none of these, or another number of them."""
+    texts, rewards = _texts(completions), [None] * len(label)
+    asked: dict[Row, list[int]] = {}
+    for i, (text, y, m, seen, choices) in enumerate(
+            zip(texts, label, modality, findings, options or [None] * len(label), strict=True)):
         if isinstance(y, str) and (canonical_label(y), m) in pairs():
-            report = TraceReport(text, label=y, modality=m, findings=seen, options=choices)
-            levels = {"plausible": 1.0 if report.answer == report.label else wrong_plausible, "tenuous": right_tenuous}
-            rewards[i] = levels.get(_verdict(report), 0.0) if report.well_formed else 0.0
+            rewards[i] = 0.0
+            if SHAPE.fullmatch(text):
+                asked.setdefault(Row(text, canonical_label(y), m, tuple(sorted(seen)),
+                                     tuple(option_texts(choices).items())), []).append(i)
+    words = (judge or judge_rows)(list(asked)) if asked else []
+    if len(words) != len(asked) or not {*words} <= {None, "plausible", "tenuous", "flawed", "not_plausible"}:
+        raise ValueError(f"the judge gave {len(words)} words for {len(asked)} rollouts: {sorted(map(str, {*words}))}; "
+                         "wanted is plausible, tenuous, flawed, not_plausible or None for each.")
+    for (row, places), word in zip(asked.items(), words, strict=True):
+        right = word == "plausible" and read_answer(row.trace, row.options) == row.label
+        levels = {"plausible": 1.0 if right else wrong_plausible, "tenuous": right_tenuous, None: None}
+        for i in places:
+            rewards[i] = levels.get(word, 0.0)
     return rewards

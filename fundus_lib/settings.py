@@ -74,9 +74,23 @@ class Server(Section):
     budget: Annotated[float | None, OURS]                     # no request is sent that could exceed it; null: no limit
 
 
+class Shards(Section):
+    """How the work of 02-04 is cut up; a shard is the most that an interruption loses."""
+    count: Annotated[PositiveInt, OURS]
+    engine: Annotated[Literal["local", "ray"], OURS]          # ray: on every machine of a Ray cluster
+    gpus_each: Annotated[float, Field(ge=0), OURS]            # for one shard at a time, with ray
+
+
 class Knowledge(Section):
     passages: Annotated[PositiveInt, GUESS]                   # retrieved per query
+    folder: Annotated[str | None, OURS]                       # of PDF, HTML, markdown or text files to read as well
+    online: Annotated[bool, STATED]                           # ask EyeWiki and PubMed Central as well
     extractor: Annotated[Literal["rules", "llm"], STATED]     # reads the findings and their roles out of K
+
+    @property
+    def embedded_only(self) -> bool:
+        """Are vocabularies those of the embedded pages?"""
+        return self.extractor == "rules" and not self.folder and not self.online
 
 
 class Voting(Section):
@@ -141,6 +155,7 @@ class Settings(Section):
     data: Data
     base_model: BaseModelSettings
     server: Server
+    shards: Shards
     knowledge: Knowledge
     voting: Voting
     traces: Traces

@@ -18,7 +18,10 @@ from typing import NamedTuple
 from fundus_lib import settings as profiles
 
 RUNNER = {f"fundus_lib.{name}" for name in ("runs", "staleness", "settings")}   # decide when to run, not what comes out
-NOT_COMPUTE = {"seeds", "workers"}      # seeds are a thing of their own; workers change the time, not the result
+# Settings that change the time or the bill, not the result; seeds are a thing of their own.
+NOT_COMPUTE = {"seeds", "workers", "shards.count", "shards.engine", "shards.gpus_each", "server.url",
+               "server.key_variable", "server.in_flight", "server.timeout_seconds", "server.price_in",
+               "server.price_out", "server.budget"}
 Key = dict[str, str]
 
 
@@ -152,8 +155,8 @@ def code_key(notebook: Path, stage: str, settings: profiles.Settings, seeds: ran
         key["seeds"] = f"{seeds.start} to {seeds.stop - 1}"
     elif named & {"SEED", "seed"}:
         key["seeds"] = f"{seeds.start}"
-    chosen = profiles.flat(settings, (set(profiles.Settings.model_fields) if "*" in wanted else wanted) - NOT_COMPUTE)
-    return key | {f"settings.{name}": str(value) for name, (value, _) in chosen.items()}
+    chosen = profiles.flat(settings, set(profiles.Settings.model_fields) if "*" in wanted else wanted)
+    return key | {f"settings.{name}": str(value) for name, (value, _) in chosen.items() if name not in NOT_COMPUTE}
 
 
 def differences(old: Key, new: Key) -> list[str]:

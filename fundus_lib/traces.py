@@ -1,45 +1,23 @@
 """Quality control of reasoning traces: the checks are the methods of `TraceReport`; their words are in rules.json."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Collection
-from functools import cache, cached_property, lru_cache
+from functools import cached_property
+from itertools import pairwise
 
-from fundus_lib.answers import extract_answer, parse_strict
-from fundus_lib.knowledge import pairs, vocabulary
-from fundus_lib.lexicon import canonical_label, clean, family, find_labels, find_mentions, findings, reference
+from fundus_lib.knowledge import Vocabulary, pairs, vocabulary
+from fundus_lib.lexicon import Mention, canonical_label, family, findings, reading
 from fundus_lib.questions import option_texts
+from fundus_lib.reasoning import RULE, RULES, SHAPE, criteria, false_rule, read_answer, shingles_of, take_apart
 
-RULES = reference("rules.json")
+__all__ = ["CATEGORIES", "RULES", "SHAPE", "TraceReport", "check_trace", "read_answer"]
 CATEGORIES = ("modality_inconsistency", "missing_required_vf", "redundant_or_incorrect_vf",
               "knowledge_missing_or_mismatch", "answer_mismatch", "self_contradiction", "format_error")
-SHAPE = re.compile(r"\s*<think>(?!\s*</)((?:(?!</?think>|</?answer>).)+)</think>\s*<answer>(?!\s*</)"
-                   r"((?:(?!</?think>|</?answer>).)+)</answer>\s*", re.DOTALL)  # one filled block of each, nothing else
-
-
-@cache
-def rule(kind: str, name: str | None = None) -> re.Pattern:
-    """A word list of rules.json; with a label or modality, all that this list of rules holds against it."""
-    held = RULES[kind]
-    if name:
-        held = "|".join(r["pattern"] for r in held if name in (r.get("labels") or [name]) and name not in r["except"])
-    return re.compile(held, re.IGNORECASE)
-
-
-@lru_cache(maxsize=8192)
-def _take_apart(trace: str, options: tuple[tuple[str, str], ...]) -> tuple[str, bool, str | None, list, list]:
-    """(reasoning, well formed, answer, findings, labels); the last two with: does it follow "so", "indicates", ...?"""
-    shaped, choice = SHAPE.fullmatch(trace), (dict(options) or None, "single" if options else "open")
-    stated = parse_strict(trace, *choice) if shaped else extract_answer(trace, *choice)
-    value = dict(options).get(stated.value, stated.value) if stated.status == "ok" else None
-    text = clean(shaped[1] if shaped else re.sub(r"(?is)<answer>.*|\banswer:.*|</?think>", "", trace))[0].strip()
-    starts = [0, *(match.end() for match in re.finditer(r"[.;] ", text))]
-    cues = [cue.end() for cue in rule("conclude").finditer(text)]
-    named = [m for m in find_labels(text) if m.status == "asserted"]
-    spelt = [m for m in find_mentions(text)  # a finding inside a disease's name ("diabetic macular edema") is none
-             if not any(n.start <= m.start and m.end <= n.end and n.end - n.start > m.end - m.start for n in named)]
-    return text, bool(shaped), value and (canonical_label(value) or value), *(
-        [(m, any(max(s for s in starts if s <= m.start) < cue <= m.start for cue in cues)) for m in group]
-        for group in (spelt, named))
+_NEW_CLAUSE = re.compile(r", (?:this|the|these|here|there|it|we|no|our|its|an?)\b|\b(?:but|whereas|while|however)\b")
+_BRACKETS = re.compile(r"[\[{<][^\]}>]{3,300}")
+_FEW = frozenset(RULES["function_words"])
+_ONLY = {side: re.compile(held) for side, held in RULES["only"].items()}
 
 
 class TraceReport:
@@ -48,78 +26,133 @@ class TraceReport:
 
     def __init__(self, trace: str, *, label: str, modality: str, findings: Collection[str], options=None):
         self.trace, self.label, self.modality, self.seen = trace, canonical_label(label), modality, family(*findings)
-        self.known, self.options = vocabulary(label, modality), option_texts(options)
-        parts = _take_apart(trace, tuple(self.options.items()))
-        self.text, self.well_formed, self.answer, self.mentions, self.labels = parts
+        self.known, self.options = vocabulary(self.label or label, modality), option_texts(options)
+        self.parts = take_apart(trace, tuple(self.options.items()))
+        self.text, self.well_formed, self.answer = self.parts.text, self.parts.well_formed, self.parts.answer
+        self.own = {self.label, self.answer, *RULES["wider_labels"].get(self.label, ())}
+        self.others = [(n, concluded) for n, concluded, lesion in self.parts.labels
+                       if not lesion and not (n.finding in self.own and n.status == "asserted")]
         named: dict[str, set[str]] = {"asserted": set(), "hedged": set(), "negated": set(), "hypothetical": set()}
-        for mention, concluded in self.mentions:
+        observed, qualified = set(), set()
+        for mention, concluded, causal in self.parts.mentions:
             name = RULES["reads_as"].get(modality, {}).get(mention.finding, mention.finding)
-            disease = canonical_label(name) if concluded else None
-            if not disease or not (name in self.known.required or disease == self.label):  # else inferred, not seen
-                named[mention.status].add(name)
-        self.asserted, self.hedged, self.denied = (frozenset(named[s]) for s in ("asserted", "hedged", "negated"))
+            inferred = canonical_label(name) == self.label and (concluded or (  # else it is seen
+                len(self.text) - mention.end < 2 and mention.start - self.parts.sentence(mention.start)[0] < 3)) or (
+                concluded or causal) and name in RULES["inferred"] and name in self.known.required
+            status = "hypothetical" if inferred or self._of_another(mention) else mention.status
+            named[status].add(name)
+            if status == "asserted" and not concluded:
+                observed.add(name)
+            if status == "negated" and (RULE["qualified"].match(self.parts.lower, mention.end) or
+                                        RULE["further"].search(
+                    self.parts.lower[max(0, mention.start - 40):mention.start])):
+                qualified.add(name)  # "no hemorrhage elsewhere", "no other hemorrhage"
+        self.asserted, self.hedged = frozenset(named["asserted"]), frozenset(named["hedged"])
+        self.observed = frozenset(observed)
         self.held, self.made_up = family(*self.asserted), self.asserted - self.seen
-        self.concluded = [mention.finding for mention, concluded in self.labels if concluded]
+        self.denied = frozenset(named["negated"] - (qualified & self.held))
+        self.concluded = [m.finding for m, concluded, _ in self.parts.labels if concluded and m.status == "asserted"]
+
+    def _of_another(self, mention: Mention) -> bool:
+        """Is it said of another disease ("unlike CRVO, which shows ...", "in AMD, ...")?"""
+        for n, concluded in self.others:
+            if n.end > mention.start:
+                continue
+            first, end = self.parts.sentence(n.start)
+            low = self.parts.lower
+            if mention.start < end and not _NEW_CLAUSE.search(between := low[n.end:mention.start]):
+                told = RULE["other_disease"].search(between) and not (concluded and n.status == "asserted")
+                if told or RULE["in_disease"].search(low[first:n.start].lstrip(" .;")) or RULE["in_disease"].search(
+                        " " + low[first:n.start].strip(" .;") + " " if low[first:n.start].strip(" .;") else "x"):
+                    return True
+        return False
 
     @cached_property
     def problems(self) -> set[str]:
         return {name for name in CATEGORIES if getattr(self, name)()}
 
     @cached_property
-    def addresses_judge(self) -> bool:
-        """Talks to whoever scores it, strings keywords without a predicate, or repeats one sentence."""
-        sentences = [s for s in re.split(r"[.;!?]\s*", self.text) if s]
-        salad = any(len(s.split()) > 11 and not rule("predicate").search(s) for s in sentences)
-        return bool(salad or len(sentences) > len({*sentences}) + 1 or rule("addressed_to_judge").search(self.text))
-
-    def false_rule(self) -> bool:
-        """A rule known to be false, another disease's mechanism, or a hallmark that is not among the criteria."""
-        called = {match.start() for match in rule("hallmark").finditer(self.text)}
-        hallmarks = {m.finding for m, _ in self.mentions if m.end in called}
-        return bool(hallmarks - self.known.required or rule("false_rules", self.label).search(self.text))
+    def hacks(self) -> bool:
+        """Talks to whoever scores it, hides text, strings keywords, repeats itself, copies K, or gives no reason."""
+        low, words = self.parts.lower, self.parts.lower.split()
+        if "addressed_to_judge" in self.parts.says or RULE["markup"].search(low) or (
+                not self.trace.isascii() and RULE["disguise"].search(self.trace)):
+            return True
+        cut = [(a, b, s) for a, b in pairwise(self.parts.ends) if (s := low[a:b].strip(" .;!?"))]
+        verbs = [start for start, end, kind in reading(self.text).cues if kind in ("verb", "no", "denied") and (
+            low[start:end][-1] == "s" or low[start:end] in ("are", "were", "have", "no", "not"))]
+        sentences, salad = [s for *_, s in cut], any(
+            len(inside := s.split()) > 9 and s.count(",") < 3 and bisect_left(verbs, a) == bisect_left(verbs, b)
+            and 20 * sum(w.strip(",:()") in _FEW for w in inside) <= len(inside) for a, b, s in cut)
+        repeats = len(sentences) > len({*sentences}) + 1 or (len(words) > 15 and len({*words}) < 0.3 * len(words))
+        stems = reading(self.text).stems
+        shingles = [tuple(stems[i:i + 6]) for i in range(0, len(stems) - 5, 3)]
+        copied = shingles and any(2 * sum(s in shingles_of(y, self.modality) for s in shingles) > len(shingles)
+                                  for y in {self.label, self.answer} - {None})
+        named = sum(len(m.finding.split()) for m, _, lesion in self.parts.labels if not lesion)
+        return bool(salad or repeats or copied or len(words) - named < 4)
 
     def modality_inconsistency(self) -> bool:
         """Calls the image by another modality, or claims a sign that this one cannot show; a next test may be named."""
-        foreign, next_step = rule("modality_words", self.modality), rule("next_step")
-        named = any(foreign.search(s) and not next_step.search(s) for s in re.split(r"(?<=[.;])\s", self.text))
-        return named or not all(self.modality in findings()[f]["shown_by"] for f in self.asserted | self.hedged)
+        foreign = (start for i, row in enumerate(RULES["modality_words"]) if self.modality not in row["except"]
+                   for start, _ in self.parts.says.get(("modality_words", i), ()))
+        if any(not self.parts.within("next_step", *self.parts.sentence(start)) for start in foreign):
+            return True
+        return not all(self.modality in findings()[f]["shown_by"] for f in self.asserted | self.hedged)
 
     def missing_required_vf(self) -> bool:
         """What is reported does not meet the criteria; of alternatives, one that the image has must be reported."""
-        held = self.held.union(RULES["contradictions"] if rule("says_normal").search(self.text) else ())
+        held = self.held.union(RULES["contradictions"] if "says_normal" in self.parts.says else ())
         return not (self.known.all_of <= held and all((g & self.seen or g) & held for g in self.known.any_of))
 
     def redundant_or_incorrect_vf(self) -> bool:
         """Asserts or hedges what the image does not have, denies what it has, or talks about claims."""
         return bool(self.made_up or self.hedged - self.seen or self.denied & self.seen
-                    or rule("talk_about_claims").search(self.text))
+                    or "talk_about_claims" in self.parts.says)
+
+    @cached_property
+    def said(self) -> str | None:
+        """The label that the reasoning is for: what it concludes, else what it answers."""
+        last = [self.answer, *self.concluded][-1]
+        return self.label if self._fits(self.concluded) or not criteria(last) else last
+
+    @cached_property
+    def criteria(self) -> Vocabulary:
+        return vocabulary(self.said, self.modality) if (self.said, self.modality) in pairs() else self.known
 
     def knowledge_missing_or_mismatch(self) -> bool:
         """No link from decisive findings to a rule, or a false one. Reasoning for another label is held to its rule."""
-        said = self.label if self.label in self.concluded else [self.answer, *self.concluded][-1]
-        criteria = [vocabulary(*pair) for pair in pairs() if pair[0] == said]
+        said = self.said
+        known_of = criteria(said)
         unproven = self.missing_required_vf() if said in (self.label, None) else \
-            bool(criteria) and not any(known.satisfied_by(self.asserted) for known in criteria)
-        linked = rule("link").search(self.text) or any(
-            rule("called").search(self.text[:mention.start]) for mention, _ in self.labels)
-        return unproven or not linked or self.false_rule() or self.addresses_judge
+            bool(known_of) and not any(known.satisfied_by(self.asserted) for known in known_of)
+        linked = "link" in self.parts.says or ": " in self.text or " - " in self.text or any(
+            RULE["called"].search(self.parts.lower[:m.start]) for m, *_ in self.parts.labels)
+        return unproven or not linked or false_rule(self) or self.hacks
 
     def answer_mismatch(self) -> bool:
         """The answer, or what the reasoning concludes, is another label; a wider disease may be named."""
-        fits = {self.label, *RULES["wider_labels"].get(self.label, [])}
-        return self.answer != self.label or (bool(self.concluded) and not fits & {*self.concluded})
+        return self.answer != self.label or (bool(self.concluded) and not self._fits(self.concluded))
+
+    def _fits(self, labels: Collection[str]) -> bool:
+        """Is one of them the label or a wider one?"""
+        return bool({self.label, *RULES["wider_labels"].get(self.label, ())} & {*labels})
 
     def self_contradiction(self) -> bool:
         """One thing asserted and denied, a normal finding beside what excludes it, "only" one lesion and another."""
         against = any(normal in self.asserted and self.held & {*lesions}
                       for normal, lesions in RULES["contradictions"].items())
-        only = {match.end() for match in rule("only").finditer(self.text)}
-        alone = [m.finding for m, _ in self.mentions if m.start in only]
-        return bool(self.held & self.denied) or against or any(self.asserted - family(name) for name in alone)
+        exclusive = any({*both} <= self.asserted and not {*both} <= self.seen for both in RULES["exclusive"])
+        low = self.parts.lower
+        alone = [m.finding for m, *_ in self.parts.mentions if m.status == "asserted" and (
+            _ONLY["before"].search(low[max(0, m.start - 60):m.start]) or _ONLY["after"].search(low[m.end:m.end + 60]))]
+        return bool(self.held & self.denied) or against or exclusive or any(
+            self.asserted - family(name) for name in alone)
 
     def format_error(self) -> bool:
         """Broken, empty or conflicting tags, or markup for the judge."""
-        return not self.well_formed or "<!--" in self.trace
+        return not self.well_formed or bool(RULE["markup"].search(self.trace.lower())) or any(
+            self.parts.within("addressed_to_judge", *part.span()) for part in _BRACKETS.finditer(self.text))
 
 
 check_trace = TraceReport  # quality control of one trace, by its public name

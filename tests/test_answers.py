@@ -1,6 +1,7 @@
 """Answers: every way to state one is read, and none is invented."""
 
 import json
+import string
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ PUBLIC = Path(__file__).parents[2] / "shared" / "clinical" / "answer_cases_publi
 
 
 def letters(*texts):
-    return dict(zip("ABCDEF", texts, strict=False))
+    return dict(zip(string.ascii_uppercase, texts, strict=False))
 
 
 DR = letters("No DR", "Mild NPDR", "Moderate NPDR", "Severe NPDR", "PDR")
@@ -29,6 +30,16 @@ NORMAL = letters("Normal", "Abnormal")
 EDEMA = letters("Macular edema", "Diabetic macular edema", "Cystoid macular edema", "No macular edema")
 MODALITY = letters("OCT", "Color fundus photography", "Ultra-widefield imaging", "Fluorescein angiography")
 LESIONS = letters("Microaneurysm", "Hard exudate", "Cotton-wool spot", "Neovascularization", "None")
+NINE = letters("Age-related macular degeneration", "Retinal vein occlusion", "Glaucoma", "Macular hole",
+               "Diabetic retinopathy", "Retinal detachment", "Retinitis pigmentosa", "Retinal artery occlusion",
+               "Normal")
+MYOPIA = letters("Macular atrophy", "Tessellated fundus", "No myopic retinal lesion", "Patchy chorioretinal atrophy")
+STAGES = letters("Stage 1", "Stage 2", "Stage 3", "Stage 4")
+ALL = letters("Glaucoma", "Cataract", "Retinal vein occlusion", "Macular hole", "Retinitis pigmentosa", "Coloboma",
+              "Epiretinal membrane", "Drusen", "Tilted disc", "Asteroid hyalosis", "Choroidal folds", "Laser scars",
+              "Optic disc pallor", "Optic disc edema", "Media haze", "Retinal detachment", "Vitreous hemorrhage",
+              "Myelinated nerve fiber", "Tessellated fundus", "Macular scar", "Retinal vasculitis", "Normal",
+              "Hypertensive retinopathy", "Retinal artery occlusion", "Diabetic retinopathy", "Retinal plaque")
 YES_NO, NO_YES = letters("Yes", "No"), letters("No", "Yes")
 
 
@@ -61,6 +72,14 @@ IN_THE_TAG = [
     (OCT, "A and C", None), (OCT, "E", None), (OCT, "Glaucoma", None), (OCT, "the correct option", None),
     (OCT, "", None),
     (OCT, "I cannot determine this.", None), (OCT, "same as the reference", None),
+    (MYOPIA, "Category 3", "D"), (MYOPIA, "0", "C"), (NINE, "grade 2", None),            # a number only on its scale
+    (NINE, "stage 3 macular hole", "D"), (STAGES, "stage 2-3", None), (STAGES, "Stage I or II", None),
+    (AMD, "wet or dry AMD", None), (AMD, "wet AMD versus PCV", None), (DR, "moderate/severe NPDR", None),
+    (letters("PDR", "No DR"), "non-proliferative diabetic retinopathy", None), (AMD, "not wet but dry AMD", "B"),
+    (letters("NPDR", "PDR", "No DR"), "Severe NPDR", "A"), (NINE, "central retinal vein occlusion", "B"),
+    (VEIN, "central or branch retinal vein occlusion", None), (NINE, "H or I", None), (NINE, "A to I", None),
+    (NINE, "H, not F", "H"), (NINE, "i", "I"), (NINE, "Lamellar macular hole", None),
+    (letters("Yes", "No", "Uncertain"), "no", "B"), (letters("1", "2", "3"), "2", "B"),
 ]
 # (options, a response without a tag, the letter or None)
 IN_PROSE = [
@@ -77,6 +96,15 @@ IN_PROSE = [
     (OCT, "Neither CNV nor DME is seen. The scan is normal.", "D"), (OCT, "No fluid, no hemorrhage, drusen.", "C"),
     (DISEASE, "No sign of glaucoma or vein occlusion; bone spicules mean retinitis pigmentosa.", "D"),
     (OCT, '```json\n{"reason": "A or C", "answer": "D. Normal"}\n```', "D"), (OCT, "\\boxed{B}", "B"),
+    (NINE, "I, on balance, favor C.", "C"), (NINE, "I would say G.", "G"), (NINE, "I, too, see it.", None),
+    (NINE, "The C/D ratio is 0.9.", None), (NINE, "C:D ratio 0.8", None), (NINE, "Vitamins A and E.", None),
+    (NINE, "Is it glaucoma?", None), (NINE, "Glaucoma would show a large cup.", None), (NINE, "H&E stain", None),
+    (NINE, "If the cup were large, it would be glaucoma.", None), (NINE, "The risk of glaucoma is increased.", None),
+    (NINE, "Ask your doctor about macular hole.", None), (NINE, "Look for signs of macular hole.", None),
+    (NINE, "The answer is G. On second thought, the answer is F.", "F"), (NINE, "Answer: G. Correction: F.", "F"),
+    (NINE, "Answer: B. The disc is normal.", "B"), (NINE, "Answer: D. This is glaucoma.", None),
+    (NINE, "The optic disc is normal and the veins are dilated: RVO.", "B"), (NINE, "C would be the best choice.", "C"),
+    (NINE, "Retinitis pigmentosa is present; glaucoma is not.", "G"), (NINE, "=> G", "G"),
     (OCT, "答案:糖尿病性黄斑水肿(B)", "B"), (OCT, "The answer is not B.", None), (OCT, "", None),
 ]
 # (a whole response about OCT, the letter or None)
@@ -116,7 +144,9 @@ def test_broken_tags_are_read_but_not_rewarded(response, expected):
     (YES_NO, "No, there is no fluid.", "B"), (YES_NO, "Yes, there is no fluid", "A"),
     (YES_NO, "Drusen are absent", "B"),
     (YES_NO, "The image is not of adequate quality.", "B"), (YES_NO, "Yes and no", None), (YES_NO, "maybe", None),
-    (None, "True", "A"), (YES_NO, "I cannot tell", None),
+    (None, "True", "A"), (YES_NO, "I cannot tell", None), (YES_NO, "Yes/No", None), (YES_NO, "No (A)", None),
+    (YES_NO, "Yes, option B", None), (YES_NO, "No, wait, yes", None), (YES_NO, "Drusen cannot be seen.", "B"),
+    (YES_NO, "There are no drusen.", "B"), (NO_YES, "Yes. No fluid.", "B"),
 ])
 def test_yes_and_no(options, text, expected):
     assert extract_answer(tagged(text), options, "yesno").value == expected
@@ -126,6 +156,9 @@ def test_yes_and_no(options, text, expected):
     ("A, C", "AC"), ("B and D", "BD"), ("[A][B]", "AB"), ("ABD", "ABD"), ("C; A; C", "AC"),
     ("A and B, but not D", "AB"),
     ("A, not B, and C", "AC"), ("hard exudates; soft exudates", "BC"), ("A. Microaneurysm, B. Hard exudate", "AB"),
+    ("a, c", "AC"), ("A: yes, B: no, C: yes", "AC"), ("microaneurysms and soft exudates; B absent", "AC"),
+    ("neither A nor B, only C", "C"), ("A and C are present; D is absent", "AC"),
+    ("The correct options are A and C.", "AC"),
     ("none of them", "E"), ("A or B", None), ("A. Hard exudate", None), ("B, F", None), ("all fine", None),
 ])
 def test_several_answers(text, expected):
@@ -146,27 +179,53 @@ def test_the_status_says_why_there_is_no_answer():
     assert {text: extract_answer(tagged(text), OCT).status for text in texts} == texts
 
 
-@given(st.text(max_size=60) | st.lists(st.sampled_from(
-    ["<think>", "</think>", "<answer>", "</answer>", "A", "(C)", " not ", " or ", "\\boxed{", "}", '"answer": "',
-    "yes", "no", ". ",
-     "Moderate NPDR", "drusen", "&lt;", "选", "the answer is ", "‹C›"]), max_size=12).map("".join),
-    st.sampled_from(["single", "multi", "yesno", "open"]))
-def test_whatever_is_written_the_answer_is_an_option_or_nothing(text, kind):
-    options = YES_NO if kind == "yesno" else DR
-    for read in (extract_answer, parse_strict):
-        value, status = read(text, options, kind)
-        assert status in ("ok", "ambiguous", "missing", "refused")
-        if kind == "multi":
-            assert value is None or (value and value == sorted(set(value)) and set(value) <= set(options))
-        elif kind != "open":
-            assert (value is None) == (status != "ok") and value in (None, *options)
+PIECES = st.text(max_size=60) | st.lists(st.sampled_from(
+    ["<think>", "</think>", "<answer>", "</answer>", "A", "(C)", " not ", " or ", "\\boxed{", "}", "yes",
+     '"answer": "', "no", ". ", "Moderate NPDR", "drusen", "&lt;", "选", "the answer is ", "‹C›", "\n"]),
+    max_size=12).map("".join)
 
 
-@given(st.sampled_from("ABCDE"), st.sampled_from(["{}", "{}.", "({})", " {}\n", "**{}**", "Option {}", "{})"]),
-       st.text(alphabet="abc .,", max_size=30))
-def test_a_letter_in_tags_comes_back(letter, form, thought):
-    response = f"<think>{thought}</think><answer>{form.format(letter)}</answer>"
-    assert extract_answer(response, DR) == parse_strict(response, DR) == (letter, "ok")
+@given(PIECES, st.sampled_from(["single", "multi", "yesno", "open"]), st.lists(st.text(max_size=9), max_size=26))
+def test_whatever_is_written_the_answer_is_an_option_or_nothing(text, kind, texts):
+    for options in ((YES_NO,) if kind == "yesno" else (DR, letters(*texts))):
+        for read in (extract_answer, parse_strict):
+            value, status = read(text, options, kind)
+            assert status in ("ok", "ambiguous", "missing", "refused")
+            if kind == "multi":
+                assert value is None or (value and value == sorted(set(value)))
+            elif kind != "open":
+                assert (value is None) == (status != "ok")
+            if kind != "open" and options and value:
+                assert set(value) <= set(options)
+
+
+@given(PIECES, PIECES, st.sampled_from(["{0}", "<think>{0}</think><answer>{1}</answer>", "<answer>{1}</answer>"]))
+def test_what_is_rewarded_has_the_shape_and_reads_alike(thought, answer, form):
+    response = form.format(thought, answer)
+    if (strict := parse_strict(response, DR)).status == "ok":
+        assert [response.count(tag) for tag in ("<think>", "</think>", "<answer>", "</answer>")] == [1] * 4
+        assert response.split() and response.strip().startswith("<think>") and response.strip().endswith("</answer>")
+        assert extract_answer(response, DR) == strict
+
+
+@given(st.permutations(list(ALL.values())), st.integers(2, 26), st.integers(0, 25), st.sampled_from(
+    ["<think>x</think> <answer> {}\n</answer>", "\\boxed{{{}}}", "$\\boxed{{\\text{{{}}}}}$", '{{"answer": "{}"}}',
+     "The answer is ({}).", "The correct option is {}.", "**{}**", "Therefore, the answer is **{}**.", "({})", "{})",
+     "Answer: {}", "Final answer: {}", "Hence {}.", "I choose {}.", "<think>x</think>\n\n{}", "{}"]))
+def test_every_option_comes_back_in_every_dress_wherever_it_is_listed(texts, n, place, form):
+    options = letters(*texts[:n])
+    letter, text = list(options.items())[place % n]
+    for said in (letter, text, f"{letter}. {text}", f"({letter}) {text}", f"{text} ({letter})"):
+        assert extract_answer(form.format(said), options) == (letter, "ok")
+    assert extract_answer(form.format(letter), options, "multi") == ([letter], "ok")
+
+
+@given(st.lists(st.sampled_from(["the image", "retina", "is seen", "blurry", "with", "and", "a photograph", "shows",
+                                 "many", "dots", "it is", "clear", ".", ",", "the answer is", "so", "not", "we"])))
+def test_where_no_option_is_named_there_is_no_answer(words):
+    text = " ".join(words)
+    for response in (text, tagged(text), f"\\boxed{{{text}}}"):
+        assert extract_answer(response, ALL).value is None and extract_answer(response, DR, "multi").value is None
 
 
 def test_long_nonsense_is_read_in_linear_time():

@@ -134,7 +134,7 @@ def questions():
 def test_predictions_and_the_row_of_table_5(questions):
     said = ["<answer>Drusen</answer>", "<answer> A </answer>", "I do not know"] * 3
     scored = evaluation.score_predictions(questions, said)
-    assert scored.columns.tolist() == ["question_id", "response", "extracted", "status", "hit"]
+    assert scored.columns.tolist() == ["question_id", "response", "extracted", "status", "hit", "extractor"]
     assert scored["hit"].tolist() == [True, True, False] * 3 and scored["status"].tolist()[2] == "refused"
     row = evaluation.table_scores(questions, scored)
     assert row["omni"] == row["DDo"] == row["gmai"] == row["DDg"] == pytest.approx(200 / 3)

@@ -23,13 +23,86 @@ def test_greedy_answers_do_not_depend_on_the_batch(loaded, images):
     assert all(len(texts) == 1 for texts in one)
 
 
-def test_rollouts_are_sampled_anew_and_repeat_with_the_seed(loaded, images):
-    def sample(seed):
-        return generation.generate(*loaded, images[:2], PROMPTS[:2], max_new_tokens=8, batch_size=2, temperature=1.0,
-                                   rollouts=5, seed=seed)
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_greedy_tokens_are_those_of_transformers(loaded, images, monkeypatch, penalty):
+    model, processor = loaded
+    monkeypatch.setattr(model.generation_config, "repetition_penalty", penalty)  # the hub's Qwen2.5-VL comes with one
+    pairs = [(generation.open_image(image), prompt) for image, prompt in zip(images, PROMPTS, strict=False)]
+    inputs = processor.apply_chat_template(
+        [generation.user_turn(*pair) for pair in pairs], add_generation_prompt=True, tokenize=True, return_dict=True,
+        processor_kwargs={"padding": True, "return_tensors": "pt"})
+    assert (inputs["attention_mask"] == 0).any() and len(inputs["image_grid_thw"].unique(dim=0)) == 2  # ragged, mixed
+    theirs = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1]:]
+    with torch.no_grad():
+        start = generation.prefill(model, processor, pairs)
+        for _ in range(2):  # decoding leaves the prefilled state as it was
+            ours = generation.decode(model, start, torch.zeros(4, 3, 8), temperature=0.0)
+            assert (ours == theirs[:, None]).all()
 
-    assert sample(0) == sample(0) != sample(1)
-    assert len(set(sample(0)[0])) > 1
+
+def sample(loaded, images, prompts, **changed):
+    chosen = {"max_new_tokens": 8, "batch_size": 4, "temperature": 1.0, "rollouts": 5, "seed": 0} | changed
+    return generation.generate(*loaded, images, prompts, **chosen)
+
+
+def test_rollouts_are_sampled_anew_and_repeat_with_the_seed(loaded, images):
+    first = sample(loaded, images[:2], PROMPTS[:2])
+    assert first == sample(loaded, images[:2], PROMPTS[:2]) != sample(loaded, images[:2], PROMPTS[:2], seed=1)
+    assert len(set(first[0])) > 1
+
+
+def test_a_rollout_depends_on_its_pair_its_number_and_the_seed_alone(loaded, images):
+    together = sample(loaded, images[:4], PROMPTS)
+    alone = [sample(loaded, [image], [prompt], rollouts=3, max_new_tokens=9)[0]
+             for image, prompt in zip(images, PROMPTS, strict=False)]
+    assert all(long.startswith(short) for many, few in zip(together, alone, strict=True)
+               for short, long in zip(many, few, strict=False))
+    again = sample(loaded, [images[0], images[2], images[0]], [PROMPTS[0]] * 3)
+    assert again[0] == again[2] == together[0] and again[1] != again[0]  # the same question about another image
+
+
+def test_a_token_is_where_its_number_falls_and_rollouts_do_not_see_each_other(loaded, images):
+    model, processor = loaded
+    pair, temperature, sizes = (generation.open_image(images[0]), PROMPTS[0]), 0.7, (3, 4)
+    draws = torch.from_numpy(generation.noise(5, *pair, *sizes))
+    assert draws.shape == sizes and draws.min() >= 0 and draws.max() < 1
+    for other in ((6, *pair), (5, generation.open_image(images[2]), pair[1]), (5, pair[0], PROMPTS[1])):
+        assert (generation.noise(*other, *sizes) != draws.numpy()).all()
+    with torch.no_grad():
+        ours = generation.decode(model, generation.prefill(model, processor, [pair]), draws[None], temperature)[0]
+        for tokens, numbers in zip(ours, draws, strict=True):  # by hand: one rollout, without a cache
+            inputs = processor.apply_chat_template(
+                [generation.user_turn(*pair)], add_generation_prompt=True, tokenize=True, return_dict=True,
+                processor_kwargs={"return_tensors": "pt"})
+            for token, number in zip(tokens, numbers, strict=True):
+                logits = model(**inputs).logits[0, -1]
+                logits[model.generation_config.suppress_tokens] = -torch.inf
+                below = (logits.double() / temperature).softmax(-1).cumsum(-1)
+                assert below[token - 1] - 1e-6 <= number < below[token] + 1e-6
+                inputs["input_ids"] = torch.cat([inputs["input_ids"], token.view(1, 1)], 1)
+                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+                inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros(1, 1).long()], 1)
+
+
+def test_a_pair_that_has_enough_gets_no_more_rollouts(loaded, images):
+    everything, asked = sample(loaded, images[:4], PROMPTS), []
+
+    def enough(i, texts):
+        asked.append((i, len(texts)))
+        return i in (0, 3)
+
+    few = sample(loaded, images[:4], PROMPTS, first=2, enough=enough)
+    assert [len(texts) for texts in few] == [2, 5, 5, 2]
+    assert [texts[:len(said)] for texts, said in zip(everything, few, strict=True)] == few  # the same as without
+    assert sorted(asked[:4]) == [(i, 2) for i in range(4)]
+
+
+def test_decoding_stops_when_every_rollout_has_ended(loaded, images, monkeypatch):
+    model, processor = loaded
+    start = generation.prefill(model, processor, [(generation.open_image(images[0]), PROMPTS[0])])
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [start.logits.argmax().item(), 0])
+    with torch.no_grad():
+        assert generation.decode(model, start, torch.zeros(1, 2, 50), temperature=0.0).shape == (1, 2, 1)
 
 
 def test_option_scores_are_the_models_log_probabilities(loaded, images):

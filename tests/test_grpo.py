@@ -71,6 +71,15 @@ def test_group_advantages_by_hand_and_as_trl_computes_them(tiny_base, rows, tmp_
     assert torch.allclose(grpo.group_advantages(values), logged, atol=1e-5)
 
 
+def test_an_abstention_gets_the_mean_of_its_group_and_a_question_without_k_none():
+    """TRL adds rewards up with nansum: an abstention would be a zero among its group."""
+    def judged(prompts, completions, **columns):
+        return [1.0, None, 0.5, None, None]
+
+    call = grpo.prepared(judged, {})
+    assert call([], [], question_id=["a", "a", "a", "b", "b"], log_extra=lambda *_: None) == [1, 0.75, 0.5, None, None]
+
+
 @pytest.fixture(scope="module")
 def job(tiny_base, rows, tmp_path_factory):
     path = tmp_path_factory.mktemp("rows") / "rows.parquet"
@@ -79,7 +88,7 @@ def job(tiny_base, rows, tmp_path_factory):
         "setup": "G_uadt", "start": str(tiny_base), "rows": str(path), "prompts_per_step": 2, "rollouts": 4,
         "steps": 5, "learning_rate": 1e-3, "warmup_steps": 0, "kl_beta": 0.0, "temperature": 1.0,
         "max_new_tokens": 8, "micro_batch": 8, "zero_stage": 0, "lora_rank": 0, "train_vision": False, "seed": 0,
-        "levels": {"right_tenuous": 0.5, "wrong_plausible": 0.5},
+        "levels": {"right_tenuous": 0.5, "wrong_plausible": 0.5}, "judge": None, "vocabulary": None,
         "uadt": {"strength": 0.5, "temperature": 0.5, "decay": 0.9, "granularity": "rollout"},
     }
 

@@ -1,10 +1,10 @@
 """The lexicon: names, and what a sentence says of what it mentions."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fundus_lib import lexicon
+from fundus_lib import assertion, lexicon
 
 MA, RH, HE, NV = "microaneurysm", "retinal hemorrhage", "hard exudate", "neovascularization"
 
@@ -38,6 +38,36 @@ def said(text, modality=None):
     ("microaneurysm: present, drusen: absent", {(MA, "asserted"), ("drusen", "negated")}),
     ("There is no fluid.", {("intraretinal fluid", "negated"), ("subretinal fluid", "negated")}),
     ("There is fluid.", set()),
+    # other diseases, other labels, other grammar
+    ("Unlike macular holes, drusen are seen.", {("drusen", "asserted")}),
+    ("Without drusen, subretinal fluid is seen.", {("drusen", "negated"), ("subretinal fluid", "asserted")}),
+    ("Without drusen, IRF or SRF, an ERM is seen.", {("drusen", "negated"), ("intraretinal fluid", "negated"),
+                                                    ("subretinal fluid", "negated"), ("epiretinal membrane",
+                                                     "asserted")}),
+    ("A PED is seen, but no drusen or SRF.", {("pigment epithelial detachment", "asserted"), ("drusen", "negated"),
+                                             ("subretinal fluid", "negated")}),
+    ("PED: present\nSRF: none\nERM: absent", {("pigment epithelial detachment", "asserted"),
+                                              ("subretinal fluid", "negated"), ("epiretinal membrane", "negated")}),
+    ("The macula is not free of drusen.", {("drusen", "asserted")}),
+    ("There is no question that a lacquer crack runs below.", {("lacquer crack", "asserted")}),
+    ("Staphyloma is by no means absent.", {("posterior staphyloma", "asserted")}),
+    ("It is not true that drusen are present.", {("drusen", "negated")}),
+    ("Could these be drusen?", {("drusen", "hypothetical")}),
+    ("A disc hemorrhage should be considered.", {("optic disc hemorrhage", "hedged")}),
+    ("It is uncertain whether an operculum is there.", {("operculum", "hedged")}),
+    ("An operculum may be present.", {("operculum", "hedged")}),
+    ("Evidence of lattice degeneration is lacking.", {("lattice degeneration", "negated")}),
+    ("The scan does not show an operculum.", {("operculum", "negated")}),
+    ("There isn't a coloboma.", {("coloboma", "negated")}),
+    ("History of vitreous hemorrhage.", {("vitreous hemorrhage", "hypothetical")}),
+    ("The cup-to-disc ratio is not increased.", {("increased cup-to-disc ratio", "negated")}),
+    ("The disc is pale and the arterioles are narrowed.", {("optic disc pallor", "asserted"),
+                                                         ("arteriolar narrowing", "asserted")}),
+    ("The retina is attached.", {("retinal detachment", "negated")}),
+    ("The disc, macula and vessels are normal.", {("normal optic disc", "asserted"), ("normal macula", "asserted"),
+                                                ("normal retinal vasculature", "asserted")}),
+    ("no fluid: drusen raise the RPE", {("intraretinal fluid", "negated"), ("subretinal fluid", "negated"),
+                                        ("drusen", "asserted")}),
 ])
 def test_status_of_each_mention(text, expected):
     assert said(text) == expected
@@ -53,6 +83,47 @@ def test_status_of_each_mention(text, expected):
 ])
 def test_longest_term_wins_whatever_its_spelling(text, finding):
     assert {m.finding for m in lexicon.find_mentions(text)} == {finding}
+
+
+NAMES = st.sampled_from(sorted(lexicon.findings()))
+
+
+@pytest.mark.parametrize(("frame", "status"), [
+    ("There is {}.", "asserted"), ("{} is seen.", "asserted"), ("The image shows {} nasally.", "asserted"),
+    ("There is no {}.", "negated"), ("{} is not seen.", "negated"), ("Without {}.", "negated"),
+    ("No evidence of {} is found.", "negated"), ("{}: absent", "negated"), ("{} has been ruled out.", "negated"),
+    ("Neither {} nor a laser scar is present.", "negated"), ("{} is not absent.", "asserted"),
+    ("There is no doubt that {} is seen.", "asserted"), ("Possible {}.", "hedged"), ("{} cannot be excluded.",
+     "hedged"),
+    ("If {} were seen, it would matter.", "hypothetical"), ("One would expect {}.", "hypothetical")])
+def test_a_frame_gives_every_finding_its_status(frame, status):
+    for name in lexicon.findings():
+        assert (name, status) in said(frame.format(name)), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(NAMES, NAMES, st.sampled_from(["No {}.", "There may be {}.", "{} is seen."]))
+def test_case_spelling_and_neighbours_do_not_matter(one, other, frame):
+    text, british = frame.format(one), {"hemorrhag": "haemorrhag", "edema": "oedema", "fiber": "fibre", "gray": "grey"}
+    spelt = text
+    for american, word in british.items():
+        spelt = spelt.replace(american, word)
+    assert said(spelt) == said(text) == said(text[0].lower() + text[1:]) == said(text.replace(one, one.capitalize()))
+    assert said(f"{text} There is {other}.") == said(text) | said(f"There is {other}.")
+    cut = text.replace(" ", "\n").replace("e", "e\u200b")
+    for mention in lexicon.find_mentions(cut):
+        assert lexicon.find_mentions(cut[mention.start:mention.end])[0].finding == mention.finding
+
+
+def test_looking_a_cue_up_by_its_first_word_finds_what_trying_every_cue_finds():
+    cues, text = assertion._assertion_cues(), " . ".join(
+        phrase for kind in lexicon.reference("assertion_cues.json")["cues"].values()
+        for phrase in kind if "(" not in phrase)
+    read = lexicon.reading(text + " . cannot be entirely excluded. Not a single one. The nearest is nowhere to be "
+    "seen.")
+    tried = [(start, hit.end(), kind) for start, _ in read.words for _, phrase, kind in cues.tried
+             if (hit := phrase.match(read.lower, start))]
+    assert len(tried) > 100 and cues.find(read) == tried
 
 
 def test_abbreviations_are_case_sensitive():

@@ -1,15 +1,10 @@
-"""Traces: the writer, one known-bad trace a category, and the public cases."""
-
+"""Traces: one known-bad trace a category, siblings on other labels, and the public cases."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from fundus_lib import knowledge, traces, world
-from fundus_lib.trace_writer import build, write_simple_trace, write_trace
+from fundus_lib import traces
 
-DRAWN = [(label, modality) for modality, rules in world.clinic.RULES.items() for label in rules
-         if modality != "FFA"]
 SEEN = ["microaneurysm", "retinal hemorrhage", "hard exudate"]
 OPTIONS = [{"letter": "A", "text": "PDR"}, {"letter": "B", "text": "Moderate NPDR"}]
 
@@ -17,32 +12,6 @@ OPTIONS = [{"letter": "A", "text": "PDR"}, {"letter": "B", "text": "Moderate NPD
 def problems(thought, answer="Moderate NPDR", label="Moderate NPDR", modality="CFP", seen=tuple(SEEN)):
     return traces.check_trace(f"<think>{thought}</think> <answer>{answer}</answer>", label=label, modality=modality,
                               findings=seen).problems
-
-
-def test_the_template():
-    assert write_trace("Moderate NPDR", "CFP", SEEN, OPTIONS) == (
-        "<think> This CFP image shows microaneurysm, retinal hemorrhage, hard exudate. microaneurysm, retinal "
-        "hemorrhage without extensive four-quadrant hemorrhage or neovascularization indicates Moderate NPDR. </think> "
-        "<answer> Moderate NPDR </answer>")
-    assert write_simple_trace("OCT", "OCT") == "<think> This is a OCT image. </think> <answer> OCT </answer>"
-    assert "<think> This CFP image shows no finding. </think>" in write_simple_trace("CFP", "No", [])
-
-
-@pytest.mark.parametrize(("label", "modality"), DRAWN, ids=lambda value: value)
-def test_what_the_writer_writes_passes_its_checks(label, modality):
-    words, rng = knowledge.vocabulary(label, modality), np.random.default_rng(0)
-    for _ in range(10):
-        seen = world.sample_findings(rng, label, modality) & (words.required | words.supportive)
-        text = write_trace(label, modality, seen, {"A": label, "B": "Coloboma"})
-        assert traces.check_trace(text, label=label, modality=modality, findings=seen).problems == set(), text
-        assert len(text.split()) <= 60
-
-
-def test_a_trace_without_the_decisive_finding_does_not_pass():
-    seen = ["microaneurysm"]
-    report = traces.check_trace(write_trace("Severe NPDR", "CFP", seen), label="Severe NPDR", modality="CFP",
-                                findings=seen)
-    assert report.problems == {"missing_required_vf", "knowledge_missing_or_mismatch"}
 
 
 GOOD = "Microaneurysms, hemorrhages and hard exudates are seen. This is below the 4-2-1 rule, so moderate NPDR."
@@ -87,34 +56,73 @@ def test_a_pair_without_a_page_is_refused():
         traces.check_trace("<think>x</think> <answer>y</answer>", label="Moderate NPDR", modality="FFA", findings=[])
 
 
-def test_build_keeps_the_reasons():
-    questions = pd.DataFrame([
-        {"id": "1/L4c", "record_id": "1", "split": "train", "modality": "CFP", "options": OPTIONS,
-         "answer_text": "Moderate NPDR", "label": "Moderate NPDR", "finding": None},
-        {"id": "2/L4c", "record_id": "2", "split": "train", "modality": "CFP", "options": OPTIONS,
-         "answer_text": "PDR", "label": "PDR", "finding": None},
-        {"id": "1/L3a", "record_id": "1", "split": "train", "modality": "CFP", "options": [], "answer_text": "Yes",
-         "label": None, "finding": "drusen"},
-        {"id": "3/L4b", "record_id": "3", "split": "train", "modality": "CFP", "options": [],
-         "answer_text": "Retinitis", "label": "Retinitis", "finding": None},
-        {"id": "4/L4a", "record_id": "4", "split": "train", "modality": "CFP", "options": [], "answer_text": "Yes",
-         "label": None, "finding": None},
-        {"id": "1/L3c", "record_id": "1", "split": "train", "modality": "CFP", "options": [],
-         "answer_text": "0.5 to 2 %", "label": None, "finding": "drusen"},
-        {"id": "4/L1a", "record_id": "4", "split": "test", "modality": "CFP", "options": [], "answer_text": "CFP",
-         "label": None, "finding": None}])
-    questions["level"] = questions.id.str.split("/").str[1]
-    seen = pd.DataFrame([{"record_id": "1", "finding": "microaneurysm", "kept": True},
-                         {"record_id": "2", "finding": "neovascularization", "kept": False},
-                         {"record_id": "2", "finding": "normal retinal vasculature", "kept": True}])
-    built = build(questions, seen, max_words=60).set_index("question_id")
-    # No page for retinitis, nothing to say of a yes about a disease; test questions get no trace.
-    assert built.kept.to_dict() == {"1/L4c": True, "2/L4c": False, "1/L3a": True, "1/L3c": True}
-    assert "shows drusen" in built.loc["1/L3c", "text"]
-    assert not built.loc["2/L4c", "no_missing_required_vf"]  # new vessels were voted down
-    assert not built.loc["2/L4c", "no_contradicting_finding"]  # and the vote found normal vessels
-    assert "shows drusen" in built.loc["1/L3a", "text"]
-    assert not build(questions, seen, max_words=5).kept.any()
+# Siblings of the public cases on other labels: (label, modality, V(I), reasoning, problems wanted, problems allowed).
+PED, SRF, IRF = "pigment epithelial detachment", "subretinal fluid", "intraretinal fluid"
+CUP, RIM, HOLE = "increased cup-to-disc ratio", "neuroretinal rim thinning", "full-thickness foveal defect"
+MODALITY, MISSING, WRONG, RULE, CONTRA = ("modality_inconsistency", "missing_required_vf", "redundant_or_incorrect_vf",
+                                          "knowledge_missing_or_mismatch", "self_contradiction")
+
+
+@pytest.mark.parametrize(("label", "modality", "seen", "thought", "wanted", "allowed"), [
+    ("Retinitis pigmentosa", "UWF", ["bone-spicule pigmentation"], "Bone spicules are visible. Unlike diabetic "
+     "retinopathy, "
+     "which shows microaneurysms and hemorrhages, this reflects photoreceptor loss: retinitis pigmentosa.", [], []),
+    ("Central retinal artery occlusion", "CFP", ["retinal whitening", "cherry-red spot"], "The posterior retina is "
+     "white with a "
+     "cherry-red spot. In the absence of hemorrhages an arterial occlusion is indicated: central retinal artery "
+     "occlusion.", [], []),
+    ("Wet AMD", "OCT", [PED, SRF], "- PED: present\n- SRF: present\n- GA: none\nRaised RPE with fluid means wet "
+     "AMD.", [], []),
+    ("Epiretinal membrane", "CFP", ["epiretinal membrane"], "A cellophane reflex is seen. An OCT is recommended to "
+     "measure "
+     "thickness, but the sheen already indicates an epiretinal membrane.", [], []),
+    ("Wet AMD", "OCT", [PED, SRF], "PED and SRF are seen, and the dye leaks late. That confirms wet AMD.",
+     [MODALITY], [WRONG, RULE]),
+    ("DME", "OCT", [IRF], "In this color picture cystoid spaces form a yellow ring. Such leakage means DME.",
+     [MODALITY], [WRONG]),
+    ("Wet AMD", "OCT", [PED, IRF], "There is intraretinal fluid. Leakage from new vessels explains it: wet AMD.",
+     [MISSING], [RULE]),
+    ("Glaucoma", "CFP", [CUP], "The cup-to-disc ratio is not increased. The nerve is damaged, so glaucoma.",
+     [MISSING, WRONG], [CONTRA, RULE]),
+    ("Dry AMD", "OCT", ["drusen"], "Drusen are present and without question subretinal fluid lies beside them, so "
+     "dry AMD.",
+     [WRONG], [RULE, CONTRA]),
+    ("Glaucoma", "CFP", [CUP, RIM], "The cup is enlarged and the rim is thin. The report also mentions a coloboma, "
+     "which is not "
+     "claimed. This means glaucoma.", [WRONG], []),
+    ("PDR", "CFP", ["neovascularization of the disc"], "New vessels on the disc are seen. PDR requires both new "
+     "vessels and "
+     "vitreous hemorrhage, so PDR.", [RULE], []),
+    ("Dry AMD", "OCT", ["drusen", "hyperreflective foci"], "Drusen and hyperreflective foci are seen. "
+     "Hyperreflective foci are the "
+     "defining feature of the dry form, so dry AMD.", [RULE], []),
+    ("Macular hole", "OCT", [HOLE], "A full-thickness foveal defect is seen. Anything above 400 um is a small hole, "
+     "so macular hole.",
+     [RULE], []),
+    ("Glaucoma", "CFP", [CUP, RIM], "The cup is enlarged and the rim is thin. Chronic hyperglycemia damages the "
+     "capillaries, hence "
+     "glaucoma.", [RULE], []),
+    ("Retinitis pigmentosa", "CFP", ["bone-spicule pigmentation"], "Bone spicules are lipid that leaked from "
+     "vessels, so retinitis "
+     "pigmentosa.", [RULE], []),
+    ("Glaucoma", "CFP", [CUP], "An enlarged cup is present, which is specific to glaucoma alone and rules out all "
+     "alternatives.",
+     [RULE], []),
+    ("Retinal detachment", "UWF", ["retinal detachment"], "The retina is detached. The lack of hemorrhages proves "
+     "retinal "
+     "detachment, so that is it.", [RULE], []),
+    ("Drusen", "OCT", ["drusen"], "Drusen are the only abnormality, in addition to some subretinal fluid. That means "
+     "drusen.",
+     [CONTRA, WRONG], [RULE]),
+    ("Wet AMD", "OCT", [PED, SRF], "A PED lifts the RPE above subretinal fluid, while the RPE band is flat. This "
+     "means wet AMD.",
+     [CONTRA], [WRONG]),
+    ("Wet AMD", "OCT", [PED, SRF], "A PED with subretinal fluid is present. Overall the diagnosis is dry AMD.",
+     ["answer_mismatch"], [RULE]),
+])
+def test_siblings_of_the_public_cases(label, modality, seen, thought, wanted, allowed):
+    found = problems(thought, label, label, modality, seen)
+    assert {*wanted} <= found <= {*wanted, *allowed}
 
 
 def test_the_public_cases(trace_cases):

@@ -1,0 +1,191 @@
+"""How a trace argues: what it mentions and concludes, and whether the rules it appeals to are true (rules.json)."""
+
+import re
+from bisect import bisect_right
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+from fundus_lib.answers import extract_answer, parse_strict
+from fundus_lib.knowledge import Vocabulary, acquire, pairs, vocabulary
+from fundus_lib.lexicon import (
+    Cues,
+    Mention,
+    canonical_label,
+    clean,
+    family,
+    find_labels,
+    find_mentions,
+    key,
+    reading,
+    reference,
+)
+
+RULES = reference("rules.json")
+SHAPE = re.compile(r"\s*<think>(?!\s*</)((?:(?!</?think>|</?answer>).)+)</think>\s*<answer>(?!\s*</)"
+                   r"((?:(?!</?think>|</?answer>).)+)</answer>\s*", re.DOTALL)  # one filled block of each, nothing else
+_KINDS = ("next_step link conclude causal addressed_to_judge talk_about_claims absence_proof overclaim hallmark "
+          "demands all_needed alone_enough says_normal rule_talk").split()
+RULE = {name: re.compile(held) for name, held in RULES.items()
+        if isinstance(held, str) and name not in (*_KINDS, "note")}
+_COLON_END = re.compile(r"[:,-] [^,.;:]{3,45}\.?$")
+_COMPARED = re.compile(r"(?:(\b(?:above|over|(?:larger|greater|more|wider|bigger) than|exceeding|beyond)|>)|"
+                       r"\b(?:below|under|(?:less|smaller|lower) than|up to)|<) ?"
+                       r"(\d+(?:\.\d+)?) ?(um\b|micron\w*|\u03bcm)?")
+_DENIES = re.compile(r"\b(?:no|not|without|never|rather than|unlike|instead of|absence of|nor|neither)\b")
+_pattern = lru_cache(maxsize=256)(re.compile)
+
+
+@cache
+def _cues() -> Cues:
+    """The phrases of rules.json that start with a word, by kind; rows of a table are numbered."""
+    rows = {(kind, i): [row["pattern"]] for kind in ("modality_words", "mechanisms")
+            for i, row in enumerate(RULES[kind])}
+    return Cues({kind: [RULES[kind]] for kind in _KINDS} | rows, {})
+
+
+@cache
+def criteria(label: str | None) -> list[Vocabulary]:
+    """Vocab[label, m] of every modality m with a page."""
+    return [vocabulary(*pair) for pair in sorted(pairs()) if pair[0] == label]
+
+
+@cache
+def shingles_of(label: str, modality: str) -> frozenset[tuple[str, ...]]:
+    """Every six words in a row of K[label, modality]."""
+    words = key(acquire(label, modality).text) if (label, modality) in pairs() else ()
+    return frozenset(words[i:i + 6] for i in range(len(words) - 5))
+
+
+class Parts(NamedTuple):
+    """What a trace consists of. The booleans: is it concluded ("so ..."), does its sentence tell causes?"""
+    text: str
+    lower: str
+    ends: list[int]  # of sentences
+    well_formed: bool
+    answer: str | None
+    says: dict[str, list[tuple[int, int]]]  # where, by kind of phrase
+    mentions: list[tuple[Mention, bool, bool]]
+    labels: list[tuple[Mention, bool, bool]]  # the last: is it spelt like a finding?
+
+    def within(self, kind: str, first: int, end: int) -> bool:
+        return any(first <= start < end for start, _ in self.says.get(kind, ()))
+
+    def sentence(self, place: int) -> tuple[int, int]:
+        at = bisect_right(self.ends, place)
+        return self.ends[at - 1], self.ends[min(at, len(self.ends) - 1)]
+
+
+def read_answer(trace: str, options: tuple[tuple[str, str], ...] = ()) -> str | None:
+    """The label (or text) that a trace answers, strictly where it has the required shape; None: no single answer."""
+    choice = dict(options) or None, "single" if options else "open"
+    if trace.lower().count("<answer>") > 1:
+        return None
+    stated = parse_strict(trace, *choice) if SHAPE.fullmatch(trace) else extract_answer(trace, *choice)
+    value = dict(options).get(stated.value, stated.value) if stated.status == "ok" else None
+    return value and (canonical_label(value) or value)
+
+
+@lru_cache(maxsize=64)
+def take_apart(trace: str, options: tuple[tuple[str, str], ...]) -> Parts:
+    shaped = SHAPE.fullmatch(trace)
+    bare = shaped[1] if shaped else re.sub(r"(?is)<answer>.*|\banswer(?: is)?:? [^.]{1,60}$|</?think>", "", trace)
+    text = clean(bare)[0].strip()
+    read, last = reading(text), 0
+    parts = Parts(text, read.lower, read.ends, bool(shaped), read_answer(trace, options), {}, [], [])
+    for start, end, kind in _cues().find(read):
+        parts.says.setdefault(kind, []).append((start, end))
+    cues = [end for _, end in parts.says.get("conclude", ())] + [end.start() + 1 for end in _COLON_END.finditer(text)]
+    named = find_labels(text)
+    starts = [n.start for n in named]
+    spelt = [m for m in find_mentions(text)  # a finding inside a disease's name ("diabetic macular edema") is none
+             if not ((at := bisect_right(starts, m.start)) and named[at - 1].end >= m.end
+                     and named[at - 1][1:3] != m[1:3])]
+    places = {m.start for m in spelt}
+    for n in named:
+        last = max(last, parts.sentence(n.start)[0])
+    causal: dict[int, bool] = {}
+    for mention in spelt + named:
+        first, end = parts.sentence(mention.start)
+        concluded = bisect_right(cues, mention.start) > bisect_right(cues, first)
+        if len(parts.mentions) == len(spelt):
+            lesion = mention.start in places  # "drusen" the sign
+            parts.labels.append((mention, concluded or first == last and not lesion, lesion))
+        else:
+            if first not in causal:
+                causal[first] = parts.within("causal", first, end)
+            parts.mentions.append((mention, concluded, causal[first]))
+    return parts
+
+
+def false_rule(report) -> bool:
+    """A rule known to be false: another disease's mechanism, wrong criteria, numbers or nature of a lesion."""
+    low = report.parts.lower
+    if "overclaim" in report.parts.says or _wrongcriteria(report) or _wrong_number(report):
+        return True
+    says = report.parts.says
+    for place, _ in (span for i, row in enumerate(RULES["mechanisms"]) if report.said not in row["labels"]
+                     for span in says.get(("mechanisms", i), ())):
+        first, _ = report.parts.sentence(place)
+        others = any(first <= n.start < place and (n.finding not in report.own or n.status != "asserted")
+                     for n, *_ in report.parts.labels)
+        if not others and not _DENIES.search(low, first, place):
+            return True
+    for mention, *_ in report.parts.mentions:
+        if predicate := RULE["nominal"].match(low[mention.end:mention.end + 120]):
+            name, rest = mention.finding, low[mention.end + predicate.start(1):mention.end + predicate.end() + 40]
+            if any(name not in row["findings"] and _pattern(rf"\b(?:{row['pattern']})\b").search(predicate[1])
+                   for row in RULES["natures"]) or any(name in row["findings"] and _pattern(row["pattern"]).search(rest)
+                                                       for row in RULES["misplaced"]):
+                return True
+    return False
+
+
+def _wrongcriteria(report) -> bool:
+    """A hallmark or demand that is not among the criteria, "all needed" of alternatives, absence taken as proof."""
+    known, says = report.criteria, report.parts.says
+
+    def names(first: int, end: int) -> frozenset[str]:
+        return family(*(m.finding for m, *_ in report.parts.mentions
+                        if first <= m.start < end and m.status != "negated"))
+
+    for kind in ("hallmark", "alone_enough", "demands", "all_needed"):
+        for place, after in says.get(kind, ()) if known.required else ():
+            first, end = report.parts.sentence(place)
+            told = (kind != "demands" and names(first, place)) or (kind != "alone_enough" and names(after, end))
+            met = told and told & known.required
+            if kind == "alone_enough":
+                met = told and known.satisfied_by(told - known.excluded)
+            if kind == "all_needed":  # of a single list of alternatives, one is enough
+                met = len(known.any_of) != 1 or known.all_of
+            if (told or kind == "all_needed") and not met and not _about_another(report, first, end):
+                return True
+    denied = [m for m, *_ in report.parts.mentions if m.status == "negated"]
+    return not known.required & {*RULES["contradictions"]} and any(
+        not any(m.finding in known.excluded for m in denied if start <= m.start < end)
+        for start, end in says.get("absence_proof", ()))
+
+
+def _about_another(report, first: int, end: int) -> bool:
+    told = [n.finding for n, *_ in report.parts.labels if first <= n.start < end]
+    return bool(told) and not report.own & {*told}
+
+
+def _wrong_number(report) -> bool:
+    """A size or count that the scales call otherwise."""
+    low = report.parts.lower
+    for row in RULES["counts"] if "rule_talk" in report.parts.says else ():
+        for cue in _pattern(row["pattern"]).finditer(low):
+            if cue[1] not in row["right"] and report.parts.within("rule_talk", *report.parts.sentence(cue.start())):
+                return True
+    for cue in _COMPARED.finditer(low):
+        first, end = report.parts.sentence(cue.start())
+        size, more = float(cue[2]), bool(cue[1])
+        for row in RULES["measures"]:
+            if bool(row["unit"]) != bool(cue[3]) or not row["unit"] and size > 1 or not _pattern(row["about"]).search(
+                    low, first, end):
+                continue
+            for words, (least, most) in row["words"].items():
+                said = _pattern(rf"{RULES['calls']}(?:{words})\b").search(low, cue.end(), end)
+                if said and (size >= most or size < least if more else size <= least):
+                    return True
+    return False
