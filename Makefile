@@ -51,10 +51,10 @@ test: env        ## lint, unit tests, all notebooks through papermill (smoke), t
 	$(PY) -m pytest -q -n 2 --dist loadscope --nbval-lax --nbval-current-env notebooks tests/test_served.py
 
 bench: env       ## what things cost on this machine, into papers_figs/recorded/bench.csv
-	@$(PY) -m fundus_lib.bench
+	@$(PY) tests/bench.py
 
 drills: env      ## client, votes and traces killed at 50 random moments, into papers_figs/recorded/drills.csv
-	@$(PY) -m fundus_lib.drills
+	@$(PY) tests/drills.py
 
 lab: env         ## JupyterLab on the notebooks
 	@$(PY) -m jupyterlab --notebook-dir=notebooks

@@ -127,8 +127,8 @@ def _surfaces(options: tuple[tuple[str, str], ...]) -> dict[str, str]:
 
 def _abbreviates(code: str, text: str) -> bool:
     """Are three or more capitals, unknown as a name, the initials of `text`? (Unlike DR or MH they are telling.)"""
-    initials = "".join(re.findall(r"(?<![^\W_])(?!(?i:of|the|and|with)\b)[^\W_]", text)).upper()
-    return len(code) > 2 and code.isupper() and code in (initials, initials[:-1]) and not {
+    words = re.findall(r"(?<![^\W_])(?!(?i:of|the|and|with|disease|syndrome)\b)[^\W_]", text)
+    return len(code) > 2 and code.isupper() and code == "".join(words).upper() and not {
         _fold(code), _fold(text)} & _names()[0].keys()
 
 
@@ -137,7 +137,6 @@ def _mark(text: str, options: dict[str, str], prose: bool) -> str:
     text, surfaces = _SMALL.sub(lambda match: match[0].upper(), _grades(text)), _surfaces(tuple(options.items()))
     words = list(re.finditer(r"[^\W_]+", text))
     stems, marked, at, i = [_fold(word[0]) for word in words], "", 0, 0
-
     def name_at(first: int) -> tuple[str, int]:  # the longest name that starts at this word, and the word after it
         for last in range(min(len(words), first + 9), first, -1):
             start, end, name = words[first].start(), words[last - 1].end(), "".join(stems[first:last])
@@ -146,13 +145,11 @@ def _mark(text: str, options: dict[str, str], prose: bool) -> str:
                     or _NO_NAME.search(f"{text[max(0, start - 40):start]}«{name}»{text[end:end + 20]}")):
                 return name, last
         return "", first + 1
-
     def mark_letters(match: re.Match) -> str:
-        before, after = match.string[:match.start()][-30:], match.string[match.end():][:30]
+        before, after = match.string[max(0, match.start() - 30):match.start()], match.string[match.end():][:30]
         fits = (_AFTER.match(after) or not (prose or match[0] in "AI")) and (not prose or _BEFORE.search(before))
         fits = fits and not _NO_LETTER.search(f"{before}‹{match[0]}›{after}")  # "A" may be an article, "I" the writer
         return re.sub("[A-Z]", lambda one: f"‹{one[0] if one[0] in options else '?'}›", match[0]) if fits else match[0]
-
     while i < len(words):
         name, last = name_at(i)
         if not name and (join := _JOIN.match(text, words[i].end())):  # of "wet or dry AMD" the first is wet AMD
@@ -187,13 +184,13 @@ def _choose(text: str, options: dict[str, str], kind: str, prose: bool) -> Answe
         shorter = re.sub(r"(?i)(?<!\w)" + r"\W*(?:(?:and|or)\b\W*)?".join(row) + r"(?!\w)", " ", shorter)
     if shorter != text and (answer := _choose(shorter, options, kind, prose)).status in ("ok", "ambiguous"):
         return answer
-    whole = re.sub(r"^\W+|\W+$", "", text)
+    whole = re.sub(r"^\W+|\W+$", "", text)[:200]
     if kind == "multi" and re.fullmatch(r"[A-Z]{2,}", whole):
         text = ", ".join(whole)
     elif whole.lower() in _NUMBERS and whole.upper() not in options and whole not in options.values():
         text = f"grade {whole}"
-    letter = None if whole.upper() in options else _surfaces(tuple(options.items())).get(_fold(whole[:200]))
-    same = [one for one, o in options.items() if one == letter or _abbreviates(o, whole[:200]) or _abbreviates(whole, o)]
+    letter = None if whole.upper() in options else _surfaces(tuple(options.items())).get(_fold(whole))
+    same = [one for one, o in options.items() if one == letter or _abbreviates(o, whole) or _abbreviates(whole, o)]
     if len(same) == 1:
         return Answer(same if kind == "multi" else same[0], "ok")
     for part in _STRONG.findall(text)[::-1]:  # what follows each cue; the last word counts
@@ -233,9 +230,8 @@ def _read(text: str, options: dict[str, str] | None, kind: str, prose: bool = Fa
     if kind == "open":
         text = [text, *_STRONG.findall(text)][-1] if prose else text
         labels = {canonical_label(text)} - {None} or {m.finding for m in find_labels(text) if m.status != "negated"}
-        if not labels and _REFUSED.search(text):
-            return Answer(None, "refused")
-        return Answer(labels.pop() if len(labels) == 1 else text, "ambiguous" if len(labels) > 1 else "ok")
+        return Answer(None, "refused") if not labels and _REFUSED.search(text) else Answer(
+            labels.pop() if len(labels) == 1 else text, "ambiguous" if len(labels) > 1 else "ok")
     options = options or ({"A": "Yes", "B": "No"} if kind == "yesno" else dict.fromkeys("ABCDEFGHIJ", ""))
     sides = {side: letter for letter, words in options.items() for side in ("yes", "no")
              if words.lower() in _LISTS["grammar"][side]}

@@ -74,7 +74,6 @@ def key(text: str) -> tuple[str, ...]:
 SENTENCE_END = re.compile(r"[.!?](?=\s|$|<|[\"')])(?<!\bi\.e.)(?<!\be\.g.)(?<!\bvs.)(?<!\bca.)(?<!\bcf.)"
                           r"|[;<>\u2022]|\s(?=\(?\d\))")
 _PREDICATES = {"sure", "doubted", "denied", "verb"}
-_SUBJECT = re.compile(r", (?:then |so )?(?:this|the|these|that|here|there|it|we|one|no|our|in this|both|its|an?)\b")
 
 
 class Reading(NamedTuple):
@@ -102,9 +101,8 @@ class Cues:
     def find(self, read: "Reading", once: bool = False) -> list[tuple[int, int, str]]:
         """(start, end, kind) of every cue; `once`: the first that fits at a word, and none that overlap."""
         found, after = [], 0
-        for start, fitting in [(span[0], fitting) for span, word in zip(read.words, read.lower_words, strict=True)
-                               if (fitting := self.starting[word])]:
-            if start >= after:
+        for (start, _), fitting in zip(read.words, map(self.starting.__getitem__, read.lower_words), strict=True):
+            if fitting and start >= after:
                 for match, kind in fitting:
                     if hit := match(read.lower, start):
                         found.append((start, hit.end(), kind))
@@ -241,6 +239,7 @@ def with_status(text: str, found: list[Span], labels: bool = False) -> list[Ment
         rest = next((kind for first, kind in after if comma < 0 or first < comma), "")
         asked = question and text[read.ends[bisect_left(read.ends, end)]:][:1] == "?"
         status = "hypothetical" if asked else _status(before, [kind for _, kind in after], rest)
+        status = "negated" if text[end:end + 4] == " (-)" else status
         denied = hint and any(word[0] not in hint for word in _DENIAL.finditer(read.lower, start, end))
         mentions.append(Mention(name, start, end, "negated" if denied and status == "asserted" else status))
     return mentions

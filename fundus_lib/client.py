@@ -321,10 +321,14 @@ class _Run:
 
 
 class StageClient(Client):
-    """The client of a stage, whose result shall not be built on what is left when a server fails: ServerError when more
-    than one request in a hundred has no answer."""
+    """The client of a stage: says what it will ask before it does, and raises ServerError when more than one request in
+    a hundred has no answer, for no result shall be built on what is left when a server fails."""
 
     def ask(self, requests: Sequence[Request], desc: str) -> list[Reply]:
+        plan = self.estimate(requests)
+        if plan.tokens_in:
+            print(f"{desc}: {plan.distinct - plan.cached:,} answers to ask for ({plan.cached:,} are there): at most "
+                  f"{plan.tokens_in:,} tokens in, {plan.tokens_out:,} out, cost {plan.cost:g} (spent {plan.spent:g})")
         replies = super().ask(requests, desc)
         failed = [reply.error for reply in replies if reply.error]
         if len(failed) > len(replies) / 100:

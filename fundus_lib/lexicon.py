@@ -135,7 +135,8 @@ def _labels() -> tuple[dict[tuple[str, ...], str], _Phrases]:
         code = [row["original"]] if re.fullmatch("[A-Za-z]{2,6}", row["original"]) and row["kind"] != "lesion" else []
         for term in [row["canonical"], *row["synonyms"], *code] if kind not in ("prognosis", "quality") else []:
             terms.setdefault(key(term), []).append((name, term))
-    del terms[key("NO")]  # OCTDL's code for normal is an English word
+    for word in ("NO", "early", "late"):  # OCTDL's code for normal and ADAM's stages are English words
+        del terms[key(word)]
     table = {term: uses[0][0] for term, uses in terms.items() if len({name for name, _ in uses}) == 1} | names
     return table, _Phrases((term, table[at]) for at, uses in terms.items() if at in table for _, term in uses
                            if kinds[table[at]] != "lesion" and not re.search(r"\d", term))

@@ -106,7 +106,8 @@ def take_apart(trace: str, options: tuple[tuple[str, str], ...]) -> Parts:
     causal: dict[int, bool] = {}
     for mention in spelt + named:
         first, end = parts.sentence(mention.start)
-        concluded = bisect_right(cues, mention.start) > bisect_right(cues, first)
+        concluded = bisect_right(cues, mention.start) > bisect_right(cues, first) or bool(
+            RULE["named"].match(parts.lower[mention.end:mention.end + 90]))
         if len(parts.mentions) == len(spelt):
             lesion = mention.start in places  # "drusen" the sign
             parts.labels.append((mention, concluded or first == last and not lesion, lesion))
@@ -131,12 +132,10 @@ def false_rule(report) -> bool:
         if not others and not _DENIES.search(low, first, place):
             return True
     for mention, *_ in report.parts.mentions:
-        if predicate := RULE["nominal"].match(low[mention.end:mention.end + 120]):
-            name, rest = mention.finding, low[mention.end + predicate.start(1):mention.end + predicate.end() + 40]
-            if any(name not in row["findings"] and _pattern(rf"\b(?:{row['pattern']})\b").search(predicate[1])
-                   for row in RULES["natures"]) or any(name in row["findings"] and _pattern(row["pattern"]).search(rest)
-                                                       for row in RULES["misplaced"]):
-                return True
+        predicate = RULE["nominal"].match(low[mention.end:mention.end + 120])
+        if predicate and any(mention.finding not in row["findings"] and _pattern(
+                rf"\b(?:{row['pattern']})\b").search(predicate[1]) for row in RULES["natures"]):
+            return True
     return False
 
 

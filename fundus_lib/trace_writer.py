@@ -10,7 +10,7 @@ from zlib import crc32
 import pandas as pd
 
 from fundus_lib.evaluation import wilson_interval
-from fundus_lib.knowledge import Passage, Vocabulary, acquire, embedded, embedded_pages, pairs, vocabulary
+from fundus_lib.knowledge import Passage, Vocabulary, acquire, embedded, pairs, vocabulary
 from fundus_lib.lexicon import canonical_label, family, find_labels, find_mentions, findings, reference
 from fundus_lib.questions import option_texts
 from fundus_lib.traces import CATEGORIES, RULES, TraceReport
@@ -120,7 +120,7 @@ def _evidence(label: str, modality: str, seen: Collection[str]) -> tuple[list[st
 def _pages(label: str, modality: str) -> tuple[Passage, ...]:
     """The sections of our own pages in K; other sources are read for their facts, and never quoted."""
     known = acquire(label, modality).sources if (label, modality) in embedded().pairs else ()
-    return tuple(page for page in embedded_pages() if page.source in {source["source"] for source in known})
+    return tuple(page for page in embedded().passages if page.source in {source["source"] for source in known})
 
 
 @cache

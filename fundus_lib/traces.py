@@ -36,16 +36,17 @@ class TraceReport:
         observed, qualified = set(), set()
         for mention, concluded, causal in self.parts.mentions:
             name = RULES["reads_as"].get(modality, {}).get(mention.finding, mention.finding)
-            inferred = canonical_label(name) == self.label and (concluded or (  # else it is seen
-                len(self.text) - mention.end < 2 and mention.start - self.parts.sentence(mention.start)[0] < 3)) or (
+            start, end, low = *mention[1:3], self.parts.lower
+            inferred = self.label in (canonical_label(name), canonical_label(self.text[start:end])) and (
+                concluded or RULE["effect"].search(low[max(0, start - 50):start]) or (  # else it is seen
+                    len(low) - end < 2 and start - self.parts.sentence(start)[0] < 3)) or (
                 concluded or causal) and name in RULES["inferred"] and name in self.known.required
             status = "hypothetical" if inferred or self._of_another(mention) else mention.status
             named[status].add(name)
             if status == "asserted" and not concluded:
                 observed.add(name)
-            if status == "negated" and (RULE["qualified"].match(self.parts.lower, mention.end) or
-                                        RULE["further"].search(
-                    self.parts.lower[max(0, mention.start - 40):mention.start])):
+            if status == "negated" and (RULE["qualified"].match(low, end) or
+                                        RULE["further"].search(low[max(0, start - 40):start])):
                 qualified.add(name)  # "no hemorrhage elsewhere", "no other hemorrhage"
         self.asserted, self.hedged = frozenset(named["asserted"]), frozenset(named["hedged"])
         self.observed = frozenset(observed)
@@ -58,12 +59,10 @@ class TraceReport:
         for n, concluded in self.others:
             if n.end > mention.start:
                 continue
-            first, end = self.parts.sentence(n.start)
-            low = self.parts.lower
+            first, end, low = *self.parts.sentence(n.start), self.parts.lower
             if mention.start < end and not _NEW_CLAUSE.search(between := low[n.end:mention.start]):
                 told = RULE["other_disease"].search(between) and not (concluded and n.status == "asserted")
-                if told or RULE["in_disease"].search(low[first:n.start].lstrip(" .;")) or RULE["in_disease"].search(
-                        " " + low[first:n.start].strip(" .;") + " " if low[first:n.start].strip(" .;") else "x"):
+                if told or RULE["in_disease"].search(low[first:n.start].lstrip(" .;")):
                     return True
         return False
 
@@ -82,7 +81,8 @@ class TraceReport:
         verbs = [start for start, end, kind in reading(self.text).cues if kind in ("verb", "no", "denied") and (
             low[start:end][-1] == "s" or low[start:end] in ("are", "were", "have", "no", "not"))]
         sentences, salad = [s for *_, s in cut], any(
-            len(inside := s.split()) > 9 and s.count(",") < 3 and bisect_left(verbs, a) == bisect_left(verbs, b)
+            len(inside := s.split()) > 9 and s.count(",") < 3 and ":" not in s and not verbs[
+                bisect_left(verbs, a):bisect_left(verbs, b)]
             and 20 * sum(w.strip(",:()") in _FEW for w in inside) <= len(inside) for a, b, s in cut)
         repeats = len(sentences) > len({*sentences}) + 1 or (len(words) > 15 and len({*words}) < 0.3 * len(words))
         stems = reading(self.text).stems

@@ -105,6 +105,15 @@ IN_PROSE = [
     (NINE, "Answer: B. The disc is normal.", "B"), (NINE, "Answer: D. This is glaucoma.", None),
     (NINE, "The optic disc is normal and the veins are dilated: RVO.", "B"), (NINE, "C would be the best choice.", "C"),
     (NINE, "Retinitis pigmentosa is present; glaucoma is not.", "G"), (NINE, "=> G", "G"),
+    (NINE, "I see a detached retina in a large area: retinal detachment.", "F"), (NINE, "I see a specialist.", None),
+    (NINE, "E and G both come to mind; I lean toward neither.", None), (AMD, "Both B and D fit, but D fits best.", "D"),
+    (NINE, "I first thought the answer is E, but on reflection the answer is B.", "B"),
+    (NINE, "At first glance this looks like B, but it could also be H.", None),
+    (NINE, "The answer is C. On second thought, it could be C or G.", None),
+    (OCT, "The options are:\nA. CNV\nB. DME\nC. Drusen\nD. Normal\n\nI would go with B.", "B"),
+    (OCT, "A. CNV\nB. DME\nC. Drusen\nD. Normal", None), (letters("VKH disease", "PDR"), "VKH syndrome", "A"),
+    (letters("QXZ", "Normal"), "quiet xanthic zone", "A"), (letters("Quiet xanthic zone", "Normal"), "QXZ", "A"),
+    (letters("Diabetic retinopathy", "Normal"), "detached retina", None),
     (OCT, "答案:糖尿病性黄斑水肿(B)", "B"), (OCT, "The answer is not B.", None), (OCT, "", None),
 ]
 # (a whole response about OCT, the letter or None)

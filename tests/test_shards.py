@@ -81,9 +81,13 @@ def test_killed_at_random_moments_nothing_is_lost_and_one_shard_repeated(tmp_pat
 
 def test_ray_gives_the_same_rows(tmp_path):
     pytest.importorskip("ray.data", reason="an extra: pip install -e .[ray]")
-    cut = CUT.model_copy(update={"engine": "ray", "count": 3})
-    here = map_shards(squares, TABLE, tmp_path / "here", CUT.model_copy(update={"count": 3}))
-    pd.testing.assert_frame_equal(map_shards(squares, TABLE, tmp_path / "cluster", cut), here)
+
+    def work(part):  # local, so that it travels by value, as a function of a notebook does
+        return part.assign(square=part.number ** 2)
+
+    cut = CUT.model_copy(update={"count": 3})
+    there = map_shards(work, TABLE, tmp_path / "cluster", cut.model_copy(update={"engine": "ray"}))
+    pd.testing.assert_frame_equal(there, map_shards(work, TABLE, tmp_path / "here", cut))
 
 
 def test_the_plan_is_arithmetic():

@@ -83,7 +83,6 @@ def sharded(function: Callable, table: pd.DataFrame, by: str, desc: str) -> dict
 
 def client(questions: int = 2000, in_flight: int = 8) -> dict:
     """The client against a server that says 429 to 5 %: what a killed life had in flight is asked again."""
-    sys.path.insert(0, str(ROOT / "tests"))
     from faulty_server import FaultyServer
 
     from fundus_lib.client import Client, Request
@@ -120,7 +119,7 @@ def voting(images: int = 150) -> dict:
                        records, "id", "voting")
 
 
-def traces(repeats: int = 30) -> dict:
+def traces(repeats: int = 12) -> dict:
     """Writing and checking the traces of notebook 04, for every pair that has a page."""
     from fundus_lib import knowledge, trace_writer
 
