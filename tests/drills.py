@@ -74,7 +74,8 @@ def sharded(function: Callable, table: pd.DataFrame, by: str, desc: str) -> dict
         lives(lambda: forked(lambda: map_shards(logged, table, shards, cut, by)), lambda: log.stat().st_size, desc)
         calls = log.read_text().count("\n")
         done = map_shards(logged, table, shards, cut, by)
-    whole, order = function(table), list(done.columns[:2])
+        function(table).to_parquet(f"{folder}/whole.parquet")  # as the shards are written and read
+        whole, order = pd.read_parquet(f"{folder}/whole.parquet"), list(done.columns[:2])
     done, whole = (rows.sort_values(order, ignore_index=True).astype(str) for rows in (done, whole))
     return {"what": desc, "kills": KILLS, "items": len(table), "repeated": calls - len(table),
             "in hand at the kills, at most": KILLS * int(largest), "rows lost": len(whole) - len(done),

@@ -4,6 +4,7 @@ import asyncio
 import multiprocessing
 import os
 import random
+import signal
 import time
 
 import pytest
@@ -177,6 +178,7 @@ def test_killed_five_times_nothing_is_lost_and_little_asked_twice(make):
 
 
 def test_ctrl_c_keeps_what_came(make):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the background job of a shell ignores it
     requests = [Request(f"q{i}") for i in range(60)]
     with FaultyServer(lambda body, call: len(server.bodies) == 30 and os.kill(os.getpid(), 2) or "") as server:
         with pytest.raises(KeyboardInterrupt):
@@ -184,6 +186,7 @@ def test_ctrl_c_keeps_what_came(make):
         assert make(server).estimate(requests).cached > 0
         make(server).ask(requests, "q")
         assert 60 <= len(server.bodies) <= 60 + 4
+    signal.signal(signal.SIGINT, before)
 
 
 def test_bad_input_is_refused(make, tmp_path):
