@@ -159,7 +159,9 @@ def _heads(pattern: str) -> set[str]:
 @cache
 def _assertion_cues() -> Cues:
     table = reference("assertion_cues.json")
-    return Cues({kind: [f"(?:{phrase})(?!\\w)" for phrase in phrases] for kind, phrases in table["cues"].items()},
+    spelt = {kind: [re.sub(r"(?<=[a-z] )not\b", "not?", phrase.replace("cannot", "ca(?:nnot| no)"))  # "don't", "can't"
+                    for phrase in phrases] for kind, phrases in table["cues"].items()}
+    return Cues({kind: [f"(?:{phrase})(?!\\w)" for phrase in phrases] for kind, phrases in spelt.items()},
                 table["parts"])
 
 
@@ -181,21 +183,16 @@ def reading(text: str) -> Reading:
     return read
 
 
+_MINUS = re.compile(r" ?(?:\(-\)|-(?= ?(?:[,;.*]|$))|[=:]? ?(?:0|nil|neg)(?= ?(?:[,;)]|\.?$|\. )))")
 _DENIAL = re.compile(r"\b(?:not|no|never|no longer|neither|nor|without|hardly|absent|missing)\b")
-_COPULA = re.compile(r"\b(?:is|are|was|were|looks?|appears?|seems?|remains?|stays?|been|become|have|has)\b")
 _FRONTED = re.compile(r"[\W\d]*(?:in the )?(?:without|absence|lack|devoid|free|absent)(?: of)?")
-_SUBJECT = re.compile(r", (?:then |so )?(?:this|the|these|that|here|there|it|we|one|no|our|in this|both|its|an?)\b")
-_LIST_HEAD = re.compile(r"(?:following|findings?|signs?|lesions?|these|features?|as|namely|of|any):")
-
 
 def _ended(kind: str, between: str, rest: str) -> bool:
-    """Has the scope of a cue before the mention ended? "no A: B", "Unlike A, B", "if A, the B", "Without A, B is"."""
+    """Has the scope of a cue before the mention ended? "no A: B", "Unlike A, B", "Without A, B is seen"."""
     if kind == "no":
-        return ":" in _LIST_HEAD.sub("", between)
-    if kind == "fronted":
-        return "," in between and rest == "verb"
-    relative = kind == "if" or re.match(r"[^,]*, (?:which|where|whose|who|in which)\b", between)
-    return bool(_SUBJECT.search(between)) if relative else "," in between
+        return ":" in between
+    between = re.sub(r"^[^,]*, (?:which|where|whose|who|in which)\b", "", between)
+    return "," in between and (kind != "fronted" or rest == "verb")
 
 
 def _status(before: list[tuple[str, str]], after: list[str], rest: str) -> str:
@@ -232,15 +229,13 @@ def with_status(text: str, found: list[Span], labels: bool = False) -> list[Ment
                   if cue[1] <= right and cue[2] != "stop"]
         before = [("fronted" if kind == "no" and _FRONTED.fullmatch(read.lower, left, last) else kind, text[last:start])
                    for first, last, kind in clause if last <= start]
-        if hint and _COPULA.search(read.lower, start, end):  # a clause of its own, unless "no" is its determiner
-            before = [cue for cue in before if cue[0] not in ("no", "fronted") or len(cue[1].split()) < 2]
         after = [(first, kind) for first, _, kind in clause if first >= end]
         comma = text.find(",", end)
         rest = next((kind for first, kind in after if comma < 0 or first < comma), "")
         asked = question and text[read.ends[bisect_left(read.ends, end)]:][:1] == "?"
         status = "hypothetical" if asked else _status(before, [kind for _, kind in after], rest)
-        status = "negated" if text[end:end + 4] == " (-)" else status
-        denied = hint and any(word[0] not in hint for word in _DENIAL.finditer(read.lower, start, end))
+        minus = _MINUS.match(text, end)
+        denied = minus or hint and any(word[0] not in hint for word in _DENIAL.finditer(read.lower, start, end))
         mentions.append(Mention(name, start, end, "negated" if denied and status == "asserted" else status))
     return mentions
 

@@ -1,8 +1,11 @@
 """127 findings, the labels of 17 data sets, and how a sentence mentions them. The words are data: references/*.json."""
 
 import re
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
+from math import log
 from typing import NamedTuple
 
 from fundus_lib.assertion import (
@@ -20,8 +23,8 @@ from fundus_lib.assertion import (
     with_status,
 )
 
-__all__ = ["REFERENCES", "Cues", "Mention", "canonical_label", "clean", "family", "find_labels", "find_mentions",
-           "findings", "key", "reading", "reference"]
+__all__ = ["REFERENCES", "Cues", "Mention", "canonical_label", "clean", "describes", "family", "find_labels",
+           "find_mentions", "findings", "key", "reading", "reference", "weights"]
 
 
 @cache
@@ -89,12 +92,15 @@ class _Form(NamedTuple):
 def _finding_terms() -> tuple[_Phrases, list[_Form], Cues]:
     """The terms, the elliptical forms, and where they are: cues whose kind is the place in the list of forms."""
     table, rows = reference("findings_lexicon.json"), findings().items()
-    terms = _Phrases((term, name) for name, row in rows for term in
-                     (name, *row["abbreviations"], *row["synonyms"], *row["lexical_variants"]))
+    given = [(term, name) for name, row in rows for term in
+             (name, *row["abbreviations"], *row["synonyms"], *row["lexical_variants"])]
+    terms = _Phrases(given + [(re.sub(r"(?:optic )?disc\b", disc, term), name) for term, name in given if "disc" in term
+                              for disc in ("disc", "optic disc", "optic nerve head")])
     forms = [_Form(hint, (name,), "names") for name, row in rows for hint in row["regex_hints"]]
     forms += [_Form(row["pattern"], tuple(row["findings"]), "denies") for row in table["antonyms"]]
     forms += [_Form(rf"\b{row['term']}\b", tuple(row["findings"]), "collective") for row in table["collective_terms"]]
-    return terms, forms, Cues({i: [re.sub(r"(?<!\\)\((?!\?)", "(?:", form.hint)] for i, form in enumerate(forms)},
+    hints = [form.hint.replace(" {be} ", "{is}") if form.use == "names" else form.hint for form in forms]  # "disc pale"
+    return terms, forms, Cues({i: [re.sub(r"(?<!\\)\((?!\?)", "(?:", hint)] for i, hint in enumerate(hints)},
                               table["hint_parts"])
 
 
@@ -105,7 +111,7 @@ def find_mentions(text: str, modality: str | None = None) -> list[Mention]:
     found, later = terms.spans(text), []
     for place, start, end in sorted((i, start, end) for start, end, i in cues.find(read)):
         form, near = forms[place], [other for other in found if other[0] < end and start < other[1]]
-        gapped = form.hint if "{be}" in form.hint or "[^" in form.hint else ""
+        gapped = form.hint if "{be}" in form.hint or "{is}" in form.hint or "[^" in form.hint else ""
         if form.use != "names":
             later += [(start, end, name, gapped, form.use) for name in form.findings
                       if not any(other[2] == name or form.use == "collective" for other in near)]
@@ -122,6 +128,31 @@ def find_mentions(text: str, modality: str | None = None) -> list[Mention]:
             mentions.append(mention._replace(status="negated"))
     return sorted((m._replace(start=places[m.start], end=places[m.end - 1] + 1) for m in mentions
                    if modality is None or modality in findings()[m.finding]["shown_by"]), key=lambda m: m[1:3])
+
+
+@cache
+def weights() -> dict[str, dict[str, float]]:
+    """By finding, the words of its terms, looks and place with their weight: the rarer among findings, the heavier."""
+    few, told = frozenset(reference("rules.json")["function_words"]), {}
+    for name, row in findings().items():
+        texts = [name, *row["synonyms"], *row["lexical_variants"]]
+        texts += [re.sub(r"\\[a-z]|\{\w+\}", " ", hint) for hint in row["regex_hints"]]
+        looks = [*row["appearance"].values(), *row["indirect_appearance"].values(), row["location"] or ""]
+        told[name] = dict.fromkeys((w for text in looks for w in key(text)), 0.7) | dict.fromkeys(
+            (w for text in texts for w in key(text)), 1.0)
+    spread = Counter(word for words in told.values() for word in words)
+    return {name: {word: (2 if word in key(name) and spread[word] < 4 else share) * log(len(told) / spread[word])
+                   for word, share in words.items() if word not in few} for name, words in told.items()}
+
+
+def describes(text: str, name: str, sides: Sequence[Span] = ()) -> bool:
+    """Does one sentence of a cleaned text describe the finding in words of its own ("a gap through every layer")?
+    Enough rare words of its terms, looks and place stand there, asserted; `sides`: spans that do not count."""
+    read, shares = reading(text), weights()[name]
+    words = [(start, end, stem, "") for (start, end), stem in zip(read.words, read.stems, strict=True)
+             if stem in shares and not any(side[0] <= start < side[1] for side in sides)]
+    told = {(bisect_right(read.ends, m.start), m.finding) for m in with_status(text, words) if m.status == "asserted"}
+    return any(sum(shares[word] for at, word in told if at == one) > 8.5 for one, _ in told)  # a guess, on 444 traces
 
 
 @cache

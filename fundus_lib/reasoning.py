@@ -2,36 +2,29 @@
 
 import re
 from bisect import bisect_right
+from collections import Counter
 from functools import cache, lru_cache
+from itertools import pairwise
+from math import log
 from typing import NamedTuple
 
 from fundus_lib.answers import extract_answer, parse_strict
+from fundus_lib.assertion import Cues, Mention, clean, key, reading, reference, with_status
 from fundus_lib.knowledge import Vocabulary, acquire, pairs, vocabulary
-from fundus_lib.lexicon import (
-    Cues,
-    Mention,
-    canonical_label,
-    clean,
-    family,
-    find_labels,
-    find_mentions,
-    key,
-    reading,
-    reference,
-)
+from fundus_lib.lexicon import canonical_label, family, find_labels, find_mentions, weights
 
 RULES = reference("rules.json")
 SHAPE = re.compile(r"\s*<think>(?!\s*</)((?:(?!</?think>|</?answer>).)+)</think>\s*<answer>(?!\s*</)"
                    r"((?:(?!</?think>|</?answer>).)+)</answer>\s*", re.DOTALL)  # one filled block of each, nothing else
-_KINDS = ("next_step link conclude causal addressed_to_judge talk_about_claims absence_proof overclaim hallmark "
-          "demands all_needed alone_enough says_normal rule_talk").split()
+_KINDS = ("next_step conclude addressed_to_judge talk_about_claims absence_proof overclaim hallmark "
+          "demands all_needed says_normal").split()
 RULE = {name: re.compile(held) for name, held in RULES.items()
         if isinstance(held, str) and name not in (*_KINDS, "note")}
 _COLON_END = re.compile(r"[:,-] [^,.;:]{3,45}\.?$")
 _COMPARED = re.compile(r"(?:(\b(?:above|over|(?:larger|greater|more|wider|bigger) than|exceeding|beyond)|>)|"
                        r"\b(?:below|under|(?:less|smaller|lower) than|up to)|<) ?"
                        r"(\d+(?:\.\d+)?) ?(um\b|micron\w*|\u03bcm)?")
-_DENIES = re.compile(r"\b(?:no|not|without|never|rather than|unlike|instead of|absence of|nor|neither)\b")
+_MECHANISM = re.compile(r"- (?:Mechanism|Causes?): (.*?)(?=\n- |\n\n|\Z)", re.DOTALL)
 _pattern = lru_cache(maxsize=256)(re.compile)
 
 
@@ -53,19 +46,44 @@ def criteria(label: str | None) -> list[Vocabulary]:
 def shingles_of(label: str, modality: str) -> frozenset[tuple[str, ...]]:
     """Every six words in a row of K[label, modality]."""
     words = key(acquire(label, modality).text) if (label, modality) in pairs() else ()
-    return frozenset(words[i:i + 6] for i in range(len(words) - 5))
+    return frozenset(zip(*(words[i:] for i in range(6)), strict=False))
+
+
+@cache
+def _taught() -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]], dict[str, float]]:
+    """By label the words of its mechanism and those of its pages; and the weight of each word of a mechanism."""
+    few, mechanisms, pages = frozenset(RULES["function_words"]), {}, {}
+    for label, modality in sorted(pairs()):
+        text = acquire(label, modality).text
+        told = key(" ".join(_MECHANISM.findall(text)))
+        mechanisms[label] = mechanisms.get(label, frozenset()) | {word for word in told if word.isalpha()} - few
+        pages[label] = pages.get(label, frozenset(key(label))) | {*key(text)}
+    spread = Counter(word for words in mechanisms.values() for word in words)
+    return mechanisms, pages, {word: log(len(mechanisms) / n) for word, n in spread.items()}
+
+
+def _another_mechanism(report) -> bool:
+    """Does a sentence use the words of another label's mechanism that the pages of its own do not know?"""
+    mechanisms, pages, shares = _taught()
+    own = pages.get(report.said, frozenset()).union(
+        *(weights().get(name, ()) for name in report.known.required | report.seen))
+    said = [{stem for start, stem in report.parts.loose if first <= start < end} - own
+            for first, end in pairwise(report.parts.ends) if not _about_another(report, first, end)]
+    return any(len(told & those) > 2 and sum(shares[word] for word in told & those) > 8  # guesses, as in `describes`
+               for told in mechanisms.values() for those in said)
 
 
 class Parts(NamedTuple):
-    """What a trace consists of. The booleans: is it concluded ("so ..."), does its sentence tell causes?"""
+    """What a trace consists of. The first boolean: is it concluded ("so ...")?"""
     text: str
     lower: str
     ends: list[int]  # of sentences
     well_formed: bool
     answer: str | None
     says: dict[str, list[tuple[int, int]]]  # where, by kind of phrase
-    mentions: list[tuple[Mention, bool, bool]]
+    mentions: list[tuple[Mention, bool]]
     labels: list[tuple[Mention, bool, bool]]  # the last: is it spelt like a finding?
+    loose: list[tuple[int, str]]  # the words (place, stem) of no finding and no label
 
     def within(self, kind: str, first: int, end: int) -> bool:
         return any(first <= start < end for start, _ in self.says.get(kind, ()))
@@ -90,8 +108,8 @@ def take_apart(trace: str, options: tuple[tuple[str, str], ...]) -> Parts:
     shaped = SHAPE.fullmatch(trace)
     bare = shaped[1] if shaped else re.sub(r"(?is)<answer>.*|\banswer(?: is)?:? [^.]{1,60}$|</?think>", "", trace)
     text = clean(bare)[0].strip()
-    read, last = reading(text), 0
-    parts = Parts(text, read.lower, read.ends, bool(shaped), read_answer(trace, options), {}, [], [])
+    read = reading(text)
+    parts = Parts(text, read.lower, read.ends, bool(shaped), read_answer(trace, options), {}, [], [], [])
     for start, end, kind in _cues().find(read):
         parts.says.setdefault(kind, []).append((start, end))
     cues = [end for _, end in parts.says.get("conclude", ())] + [end.start() + 1 for end in _COLON_END.finditer(text)]
@@ -100,10 +118,11 @@ def take_apart(trace: str, options: tuple[tuple[str, str], ...]) -> Parts:
     spelt = [m for m in find_mentions(text)  # a finding inside a disease's name ("diabetic macular edema") is none
              if not ((at := bisect_right(starts, m.start)) and named[at - 1].end >= m.end
                      and named[at - 1][1:3] != m[1:3])]
-    places = {m.start for m in spelt}
-    for n in named:
-        last = max(last, parts.sentence(n.start)[0])
-    causal: dict[int, bool] = {}
+    places = {place for m in spelt for place in range(m.start, m.end)}
+    taken = places.union(*(range(n.start, n.end) for n in named))
+    parts.loose.extend((place[0], stem) for place, stem in zip(read.words, read.stems, strict=True)
+                       if place[0] not in taken)
+    last = max((parts.sentence(n.start)[0] for n in named), default=0)
     for mention in spelt + named:
         first, end = parts.sentence(mention.start)
         concluded = bisect_right(cues, mention.start) > bisect_right(cues, first) or bool(
@@ -112,48 +131,33 @@ def take_apart(trace: str, options: tuple[tuple[str, str], ...]) -> Parts:
             lesion = mention.start in places  # "drusen" the sign
             parts.labels.append((mention, concluded or first == last and not lesion, lesion))
         else:
-            if first not in causal:
-                causal[first] = parts.within("causal", first, end)
-            parts.mentions.append((mention, concluded, causal[first]))
+            parts.mentions.append((mention, concluded))
     return parts
 
 
 def false_rule(report) -> bool:
-    """A rule known to be false: another disease's mechanism, wrong criteria, numbers or nature of a lesion."""
-    low = report.parts.lower
-    if "overclaim" in report.parts.says or _wrongcriteria(report) or _wrong_number(report):
-        return True
-    says = report.parts.says
-    for place, _ in (span for i, row in enumerate(RULES["mechanisms"]) if report.said not in row["labels"]
-                     for span in says.get(("mechanisms", i), ())):
-        first, _ = report.parts.sentence(place)
-        others = any(first <= n.start < place and (n.finding not in report.own or n.status != "asserted")
-                     for n, *_ in report.parts.labels)
-        if not others and not _DENIES.search(low, first, place):
-            return True
-    for mention, *_ in report.parts.mentions:
-        predicate = RULE["nominal"].match(low[mention.end:mention.end + 120])
-        if predicate and any(mention.finding not in row["findings"] and _pattern(
-                rf"\b(?:{row['pattern']})\b").search(predicate[1]) for row in RULES["natures"]):
-            return True
-    return False
+    """A rule known to be false: another disease's mechanism, wrong criteria or numbers."""
+    says, sentence = report.parts.says, report.parts.sentence
+    foreign = [span for i, row in enumerate(RULES["mechanisms"]) if report.said not in row["labels"]
+               for span in says.get(("mechanisms", i), ()) if not _about_another(report, sentence(span[0])[0], span[0])]
+    return "overclaim" in says or _wrongcriteria(report) or _wrong_number(report) or _another_mechanism(report) or any(
+        m.status == "asserted" for m in with_status(report.text, [(*span, "", "") for span in foreign]))
 
 
 def _wrongcriteria(report) -> bool:
     """A hallmark or demand that is not among the criteria, "all needed" of alternatives, absence taken as proof."""
-    known, says = report.criteria, report.parts.says
+    pair, says = (report.said, report.modality), report.parts.says
+    known = vocabulary(*pair) if pair in pairs() else report.known
 
     def names(first: int, end: int) -> frozenset[str]:
         return family(*(m.finding for m, *_ in report.parts.mentions
                         if first <= m.start < end and m.status != "negated"))
 
-    for kind in ("hallmark", "alone_enough", "demands", "all_needed"):
+    for kind in ("hallmark", "demands", "all_needed"):
         for place, after in says.get(kind, ()) if known.required else ():
             first, end = report.parts.sentence(place)
-            told = (kind != "demands" and names(first, place)) or (kind != "alone_enough" and names(after, end))
+            told = (kind != "demands" and names(first, place)) or names(after, end)
             met = told and told & known.required
-            if kind == "alone_enough":
-                met = told and known.satisfied_by(told - known.excluded)
             if kind == "all_needed":  # of a single list of alternatives, one is enough
                 met = len(known.any_of) != 1 or known.all_of
             if (told or kind == "all_needed") and not met and not _about_another(report, first, end):
@@ -165,18 +169,13 @@ def _wrongcriteria(report) -> bool:
 
 
 def _about_another(report, first: int, end: int) -> bool:
-    told = [n.finding for n, *_ in report.parts.labels if first <= n.start < end]
+    told = [n.finding for n, _, lesion in report.parts.labels if not lesion and first <= n.start < end]
     return bool(told) and not report.own & {*told}
 
 
 def _wrong_number(report) -> bool:
-    """A size or count that the scales call otherwise."""
-    low = report.parts.lower
-    for row in RULES["counts"] if "rule_talk" in report.parts.says else ():
-        for cue in _pattern(row["pattern"]).finditer(low):
-            if cue[1] not in row["right"] and report.parts.within("rule_talk", *report.parts.sentence(cue.start())):
-                return True
-    for cue in _COMPARED.finditer(low):
+    """A size that the scales call otherwise."""
+    for cue in _COMPARED.finditer(low := report.parts.lower):
         first, end = report.parts.sentence(cue.start())
         size, more = float(cue[2]), bool(cue[1])
         for row in RULES["measures"]:
@@ -185,6 +184,6 @@ def _wrong_number(report) -> bool:
                 continue
             for words, (least, most) in row["words"].items():
                 said = _pattern(rf"{RULES['calls']}(?:{words})\b").search(low, cue.end(), end)
-                if said and (size >= most or size < least if more else size <= least):
+                if said and (size >= most or size < least if more else size <= least or size > 1.25 * most):
                     return True
     return False

@@ -42,8 +42,8 @@ def _verdict(report: TraceReport) -> str:
             return "not_plausible"
         alone = TraceReport(report.trace, label=report.answer, modality=modality, findings=(), options=report.options)
         spoilt = {"modality_inconsistency", "self_contradiction", "answer_mismatch", "knowledge_missing_or_mismatch"}
-        proven = alone.known.satisfied_by(alone.observed) or alone.known.satisfied_by(alone.asserted)
-        return "plausible" if proven and not alone.problems & spoilt else "not_plausible"
+        sound = alone.known.satisfied_by(alone.asserted) and not alone.problems & spoilt
+        return "plausible" if sound else "not_plausible"
     grades = [(grade, modality) for grade in RULES["higher_grades"].get(report.label, [])]
     higher = [vocabulary(*pair).required for pair in grades if pair in pairs()]
     fabricated = len(report.made_up) > 2 or report.made_up & (known.excluded.union(*higher) - known.required)

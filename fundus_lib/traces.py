@@ -6,15 +6,14 @@ from collections.abc import Collection
 from functools import cached_property
 from itertools import pairwise
 
-from fundus_lib.knowledge import Vocabulary, pairs, vocabulary
-from fundus_lib.lexicon import Mention, canonical_label, family, findings, reading
+from fundus_lib.knowledge import vocabulary
+from fundus_lib.lexicon import canonical_label, describes, family, findings, reading
 from fundus_lib.questions import option_texts
 from fundus_lib.reasoning import RULE, RULES, SHAPE, criteria, false_rule, read_answer, shingles_of, take_apart
 
 __all__ = ["CATEGORIES", "RULES", "SHAPE", "TraceReport", "check_trace", "read_answer"]
 CATEGORIES = ("modality_inconsistency", "missing_required_vf", "redundant_or_incorrect_vf",
               "knowledge_missing_or_mismatch", "answer_mismatch", "self_contradiction", "format_error")
-_NEW_CLAUSE = re.compile(r", (?:this|the|these|here|there|it|we|no|our|its|an?)\b|\b(?:but|whereas|while|however)\b")
 _BRACKETS = re.compile(r"[\[{<][^\]}>]{3,300}")
 _FEW = frozenset(RULES["function_words"])
 _ONLY = {side: re.compile(held) for side, held in RULES["only"].items()}
@@ -30,41 +29,24 @@ class TraceReport:
         self.parts = take_apart(trace, tuple(self.options.items()))
         self.text, self.well_formed, self.answer = self.parts.text, self.parts.well_formed, self.parts.answer
         self.own = {self.label, self.answer, *RULES["wider_labels"].get(self.label, ())}
-        self.others = [(n, concluded) for n, concluded, lesion in self.parts.labels
-                       if not lesion and not (n.finding in self.own and n.status == "asserted")]
         named: dict[str, set[str]] = {"asserted": set(), "hedged": set(), "negated": set(), "hypothetical": set()}
-        observed, qualified = set(), set()
-        for mention, concluded, causal in self.parts.mentions:
+        for mention, concluded in self.parts.mentions:
             name = RULES["reads_as"].get(modality, {}).get(mention.finding, mention.finding)
             start, end, low = *mention[1:3], self.parts.lower
             inferred = self.label in (canonical_label(name), canonical_label(self.text[start:end])) and (
                 concluded or RULE["effect"].search(low[max(0, start - 50):start]) or (  # else it is seen
                     len(low) - end < 2 and start - self.parts.sentence(start)[0] < 3)) or (
-                concluded or causal) and name in RULES["inferred"] and name in self.known.required
-            status = "hypothetical" if inferred or self._of_another(mention) else mention.status
-            named[status].add(name)
-            if status == "asserted" and not concluded:
-                observed.add(name)
-            if status == "negated" and (RULE["qualified"].match(low, end) or
-                                        RULE["further"].search(low[max(0, start - 40):start])):
-                qualified.add(name)  # "no hemorrhage elsewhere", "no other hemorrhage"
-        self.asserted, self.hedged = frozenset(named["asserted"]), frozenset(named["hedged"])
-        self.observed = frozenset(observed)
+                name in RULES["inferred"] and name in self.known.required and (
+                    concluded or bool(self.seen) > (name in self.seen)))
+            named["hypothetical" if inferred else mention.status].add(name)
+        spans = [n[1:3] for n, *_ in self.parts.labels]
+        spans += [m[1:3] for m, *_ in self.parts.mentions if m.status != "asserted"]
+        for name in self.known.required & self.seen - family(*named["asserted"]) - named["hedged"]:
+            if describes(self.text, name, spans):
+                named["asserted"].add(name)
+        self.asserted, self.hedged, self.denied = (frozenset(named[s]) for s in ("asserted", "hedged", "negated"))
         self.held, self.made_up = family(*self.asserted), self.asserted - self.seen
-        self.denied = frozenset(named["negated"] - (qualified & self.held))
         self.concluded = [m.finding for m, concluded, _ in self.parts.labels if concluded and m.status == "asserted"]
-
-    def _of_another(self, mention: Mention) -> bool:
-        """Is it said of another disease ("unlike CRVO, which shows ...", "in AMD, ...")?"""
-        for n, concluded in self.others:
-            if n.end > mention.start:
-                continue
-            first, end, low = *self.parts.sentence(n.start), self.parts.lower
-            if mention.start < end and not _NEW_CLAUSE.search(between := low[n.end:mention.start]):
-                told = RULE["other_disease"].search(between) and not (concluded and n.status == "asserted")
-                if told or RULE["in_disease"].search(low[first:n.start].lstrip(" .;")):
-                    return True
-        return False
 
     @cached_property
     def problems(self) -> set[str]:
@@ -80,15 +62,14 @@ class TraceReport:
         cut = [(a, b, s) for a, b in pairwise(self.parts.ends) if (s := low[a:b].strip(" .;!?"))]
         verbs = [start for start, end, kind in reading(self.text).cues if kind in ("verb", "no", "denied") and (
             low[start:end][-1] == "s" or low[start:end] in ("are", "were", "have", "no", "not"))]
-        sentences, salad = [s for *_, s in cut], any(
-            len(inside := s.split()) > 9 and s.count(",") < 3 and ":" not in s and not verbs[
+        sentences, salad = [s for *_, s in cut if " " in s], any(
+            len(inside := s.split()) > 11 and s.count(",") < 3 and ":" not in s and not verbs[
                 bisect_left(verbs, a):bisect_left(verbs, b)]
             and 20 * sum(w.strip(",:()") in _FEW for w in inside) <= len(inside) for a, b, s in cut)
         repeats = len(sentences) > len({*sentences}) + 1 or (len(words) > 15 and len({*words}) < 0.3 * len(words))
-        stems = reading(self.text).stems
-        shingles = [tuple(stems[i:i + 6]) for i in range(0, len(stems) - 5, 3)]
-        copied = shingles and any(2 * sum(s in shingles_of(y, self.modality) for s in shingles) > len(shingles)
-                                  for y in {self.label, self.answer} - {None})
+        shingles = {*zip(*(reading(self.text).stems[i:] for i in range(6)), strict=False)}
+        copied = any(2 * len(shingles & shingles_of(y, self.modality)) > max(1, len(shingles))
+                     for y in {self.label, self.answer} - {None})
         named = sum(len(m.finding.split()) for m, _, lesion in self.parts.labels if not lesion)
         return bool(salad or repeats or copied or len(words) - named < 4)
 
@@ -116,18 +97,14 @@ class TraceReport:
         last = [self.answer, *self.concluded][-1]
         return self.label if self._fits(self.concluded) or not criteria(last) else last
 
-    @cached_property
-    def criteria(self) -> Vocabulary:
-        return vocabulary(self.said, self.modality) if (self.said, self.modality) in pairs() else self.known
-
     def knowledge_missing_or_mismatch(self) -> bool:
         """No link from decisive findings to a rule, or a false one. Reasoning for another label is held to its rule."""
-        said = self.said
-        known_of = criteria(said)
+        said, known_of = self.said, criteria(self.said)
         unproven = self.missing_required_vf() if said in (self.label, None) else \
             bool(known_of) and not any(known.satisfied_by(self.asserted) for known in known_of)
-        linked = "link" in self.parts.says or ": " in self.text or " - " in self.text or any(
-            RULE["called"].search(self.parts.lower[:m.start]) for m, *_ in self.parts.labels)
+        linked = "conclude" in self.parts.says or sum(  # words that no finding, label or cue accounts for
+            stem not in _FEW and not any(first <= place < end for first, end, _ in reading(self.text).cues)
+            for place, stem in self.parts.loose) > 1
         return unproven or not linked or false_rule(self) or self.hacks
 
     def answer_mismatch(self) -> bool:
@@ -142,12 +119,10 @@ class TraceReport:
         """One thing asserted and denied, a normal finding beside what excludes it, "only" one lesion and another."""
         against = any(normal in self.asserted and self.held & {*lesions}
                       for normal, lesions in RULES["contradictions"].items())
-        exclusive = any({*both} <= self.asserted and not {*both} <= self.seen for both in RULES["exclusive"])
         low = self.parts.lower
         alone = [m.finding for m, *_ in self.parts.mentions if m.status == "asserted" and (
             _ONLY["before"].search(low[max(0, m.start - 60):m.start]) or _ONLY["after"].search(low[m.end:m.end + 60]))]
-        return bool(self.held & self.denied) or against or exclusive or any(
-            self.asserted - family(name) for name in alone)
+        return bool(self.held & self.denied) or against or any(self.asserted - family(name) for name in alone)
 
     def format_error(self) -> bool:
         """Broken, empty or conflicting tags, or markup for the judge."""

@@ -102,9 +102,12 @@ MODALITY, MISSING, WRONG, RULE, CONTRA = ("modality_inconsistency", "missing_req
     ("Glaucoma", "CFP", [CUP, RIM], "The cup is enlarged and the rim is thin. Chronic hyperglycemia damages the "
      "capillaries, hence "
      "glaucoma.", [RULE], []),
-    ("Retinitis pigmentosa", "CFP", ["bone-spicule pigmentation"], "Bone spicules are lipid that leaked from "
-     "vessels, so retinitis "
-     "pigmentosa.", [RULE], []),
+    ("Macular hole", "OCT", [HOLE], "At the fovea a gap runs through every layer down to the RPE, so the label is "
+     "macular hole.", [], []),
+    ("Macular hole", "OCT", [HOLE], "No gap runs through any layer at the fovea. The label is macular hole.",
+     [MISSING, RULE], [WRONG, CONTRA]),
+    ("Glaucoma", "CFP", [CUP, RIM], "Cup large, rim thin. Leaking capillaries drop lipid into the rim: glaucoma.",
+     [RULE], []),
     ("Glaucoma", "CFP", [CUP], "An enlarged cup is present, which is specific to glaucoma alone and rules out all "
      "alternatives.",
      [RULE], []),
