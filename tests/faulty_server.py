@@ -18,15 +18,16 @@ def answer_to(prompt: str, seed: int) -> str:
 
 class FaultyServer(ThreadingHTTPServer):
     """fault(body, call number of this prompt from 0) -> "" or the fault's name: an HTTP status, hang, cut, reset, html,
-    broken, empty, null, schema, length, filter. delay: seconds of an answer; echo: puts the client's key into them."""
+    broken, empty, null, schema, length, filter. delay: seconds of an answer; says(prompt, seed): its text; echo: puts
+    the client's key into them."""
 
     daemon_threads, request_queue_size = True, 256
 
     def __init__(self, fault=lambda body, call: "", delay=0.0, does_n=True, usage=True, sees=True, reasoning="",
-                 retry_after="", echo=False, port=0):
+                 retry_after="", echo=False, port=0, says=answer_to):
         super().__init__(("127.0.0.1", port), Handler)
         self.fault, self.delay, self.does_n, self.usage, self.sees = fault, delay, does_n, usage, sees
-        self.reasoning, self.retry_after, self.echo = reasoning, retry_after, echo
+        self.reasoning, self.retry_after, self.echo, self.says = reasoning, retry_after, echo, says
         self.bodies, self.seen, self.lock, self.flying, self.most_flying = [], Counter(), threading.Lock(), 0, 0
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
@@ -81,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(0.3 if fault == "hang" else 0)
         choices = []
         for i in range(body.get("n", 1) if server.does_n else 1):
-            text = answer_to(prompt, body["seed"] + i) + (f" {len(images[0])} bytes" if images else "") + key
+            text = server.says(prompt, body["seed"] + i) + (f" {len(images[0])} bytes" if images else "") + key
             text = {"schema": '{"word": 3}', "length": text[:9], "null": None}.get(fault, text)
             message = {"role": "assistant", "content": text}
             message |= {"reasoning_content": server.reasoning} if server.reasoning else {}
