@@ -18,7 +18,7 @@ PY      := $(if $(PYTHON),$(PYTHON),.venv/bin/python)
 CHOICE   = --profile $(PROFILE) --seed $(SEED) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DATA),--data "$(DATA)")
 RUNS     = $(PY) -m fundus_lib.runs
 
-.PHONY: help reproduce test status compare data-status bench drills lab env lock clean $(STAGES)
+.PHONY: help reproduce test status compare data-status bench drills book lab env lock clean $(STAGES)
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -55,6 +55,9 @@ bench: env       ## what things cost on this machine, into papers_figs/recorded/
 
 drills: env      ## client, votes and traces killed at 50 random moments, into papers_figs/recorded/drills.csv
 	@$(PY) tests/drills.py
+
+book: env        ## the executed notebooks as web pages with an index: runs/<profile>/book/index.html
+	@$(PY) -m fundus_lib.book --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
 
 lab: env         ## JupyterLab on the notebooks
 	@$(PY) -m jupyterlab --notebook-dir=notebooks
