@@ -34,9 +34,10 @@ _SCALE = re.compile(rf"(?i)\b(?:{_ANY['scale']}s?[ :-]*|DR-?(?=\d)){_NUMBER}(?:\
 _TAG = re.compile(r"[<\[]\s*([/\\]?)\s*(\w[\w ]{1,13}?)\s*:?\s*[>\]]")
 _INNER = r"((?:(?!</?(?i:think|answer)\s*>).)*)"
 _STRICT = re.compile(rf"\s*<think>{_INNER}</think>\s*<answer>{_INNER}</answer>\s*", re.DOTALL)
-_STATED = (re.compile(r"(?s)<answer>(.*?)(?=</?answer>|</?think>|\Z)"),
-           re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}"),
-           re.compile(r"""(?i)["'](?:final[_ ]?)?(?:answer|option|choice)["']\s*:\s*(\[[^\]]*\]|"[^"]*"|'[^']*')"""))
+_STATED = {"answer tag": re.compile(r"(?s)<answer>(.*?)(?=</?answer>|</?think>|\Z)"),
+           "box": re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}"),
+           "JSON": re.compile(
+               r"""(?i)["'](?:final[_ ]?)?(?:answer|option|choice)["']\s*:\s*(\[[^\]]*\]|"[^"]*"|'[^']*')""")}
 _TAIL = (r"((?:\W{0,3}[A-Za-z][.)]\s*" + rf"(?![^.!?\n]*\b(?:{_ANY['states']}|{_ANY['verbs']})\b))?"
          r".*?)(?=[.!?;](?:\s|$)|\n|$)")  # to the end of the sentence; after "B." the text that it stands for
 _STRONG = re.compile(rf"(?i)\b{_ANY['states']}\b(?:[^.:;!?\n]{{0,40}}?(?:\b{_ANY['is']}\b|[:=])|(?=\s+[A-Z]\b))[\s:]*"
@@ -248,19 +249,37 @@ def _tag(bracket: str) -> str:
     return f"<{slash and '/'}{'think' if near[0].startswith('think') else 'answer'}>" if near else bracket
 
 
+def _decide(response: str | None, options: dict[str, str] | None, kind: str) -> tuple[Answer, str, str]:
+    """The answer, which part of the response gave it, and the text of that part."""
+    text = _TAG.sub(lambda match: _tag(match[0]), _clean(str(response or "")))
+    outside = re.sub(r"(?s)<think>.*?(?:</think>|\Z)", " ", text).rsplit("</think>")[-1]
+    for part, where in ((outside, ""), (text, " in the thinking")):
+        for rule, stated in ((rule, found) for rule, pattern in _STATED.items() if (found := pattern.findall(part))):
+            answers = [_read(one, options, kind) for one in stated if re.search(r"\w", one)] or [_read("", None, kind)]
+            agreed = answers.count(answers[0]) == len(answers)
+            return answers[0] if agreed else Answer(None, "ambiguous"), rule + where, " | ".join(stated)
+        if part is outside and (answer := _read(part, options, kind, prose=True)).status != "missing":
+            return answer, "text", part
+    thought = _STRONG.findall(text.partition("</think>")[0])[-1:] if "</think>" in text else []
+    return (_read(thought[0], options, kind), "last statement in the thinking", thought[0]) if thought else (
+        Answer(None, "missing"), "text", outside)
+
+
 def extract_answer(response: str | None, options: dict[str, str] | None = None, kind: str = "single") -> Answer:
     """What a response answers, wherever it says so; never raises or guesses. kind: single | multi | yesno | open. The
     answer tag outside the thinking comes first (several must agree), then a box or JSON, then what the text states."""
-    text = _TAG.sub(lambda match: _tag(match[0]), _clean(str(response or "")))
-    outside = re.sub(r"(?s)<think>.*?(?:</think>|\Z)", " ", text).rsplit("</think>")[-1]
-    for part in (outside, text):
-        for stated in filter(None, (pattern.findall(part) for pattern in _STATED)):
-            answers = [_read(one, options, kind) for one in stated if re.search(r"\w", one)] or [_read("", None, kind)]
-            return answers[0] if answers.count(answers[0]) == len(answers) else Answer(None, "ambiguous")
-        if part is outside and (answer := _read(part, options, kind, prose=True)).status != "missing":
-            return answer
-    thought = _STRONG.findall(text.partition("</think>")[0]) if "</think>" in text else []
-    return _read(thought[-1], options, kind) if thought else Answer(None, "missing")
+    return _decide(response, options, kind)[0]
+
+
+def explain_answer(response: str | None, options: dict[str, str] | None = None,
+                   kind: str = "single") -> tuple[Answer, str, str, str]:
+    """`extract_answer`, which part of the response decided, its words, and the marks of the options found in them. The
+    part is a "final statement" where the last "the answer is ..." alone gives the answer, else "text": all of it."""
+    answer, rule, text = _decide(response, options, kind)
+    if rule == "text" and (stated := _STRONG.findall(text)) and _read(stated[-1], options, kind) == answer:
+        rule, text = "final statement", stated[-1]
+    marks = re.findall(r"‹.›|«.?»", _mark(text, options, rule == "text")) if options else []
+    return answer, rule, text.strip(), " ".join(marks)
 
 
 def parse_strict(response: str, options: dict[str, str] | None = None, kind: str = "single") -> Answer:

@@ -85,44 +85,38 @@ class Reading(NamedTuple):
     ends: list[int]  # of sentences, with 0 and the end of the text
 
 
-class Cues:
+class Cues(dict):
     """Kinds of phrases, given as regular expressions for lower case; only those that can start with a word are tried at
-    that word, which is ten times as fast as one alternation of them all."""
+    that word (worked out once a word), which is ten times as fast as one alternation of them all."""
 
     def __init__(self, kinds: dict[str, Iterable[str]], parts: dict[str, str]):
-        self.tried: list[tuple[re.Pattern, re.Pattern, str]] = []
-        for kind, given in kinds.items():
-            for phrase in given:
-                for _ in parts:  # a part may hold another
-                    phrase = re.sub(r"\{([a-z]+)\}", lambda part: parts[part[1]], phrase)
-                self.tried.append((re.compile("|".join(sorted(_heads(phrase)))), re.compile(phrase), kind))
-        self.starting = _Starting(self.tried)
+        self.tried: dict[str, list[tuple[re.Pattern, re.Pattern, str]]] = {}  # by first letter
+        for kind, phrase in ((kind, phrase) for kind, given in kinds.items() for phrase in given):
+            for _ in parts:  # a part may hold another
+                phrase = re.sub(r"\{([a-z]+)\}", lambda part: parts[part[1]], phrase)
+            heads = _heads(phrase)
+            for letter in {head[:1] for head in heads}:
+                self.tried.setdefault(letter, []).append((re.compile("|".join(heads)), re.compile(phrase), kind))
+
+    def __missing__(self, word: str) -> tuple:
+        fitting = [(phrase, kind) for head, phrase, kind in self.tried.get(word[0], ()) if head.match(word)]
+        some = re.compile("|".join(f"(?:{phrase.pattern})" for phrase, _ in fitting)).match if fitting else None
+        if len(self) < 20_000:
+            self[word] = some, fitting
+        return some, fitting
 
     def find(self, read: "Reading", once: bool = False) -> list[tuple[int, int, str]]:
         """(start, end, kind) of every cue; `once`: the first that fits at a word, and none that overlap."""
         found, after = [], 0
-        for (start, _), fitting in zip(read.words, map(self.starting.__getitem__, read.lower_words), strict=True):
-            if fitting and start >= after:
-                for match, kind in fitting:
-                    if hit := match(read.lower, start):
+        for (start, _), (some, fitting) in zip(read.words, map(self.__getitem__, read.lower_words), strict=True):
+            if some and start >= after and some(read.lower, start):
+                for phrase, kind in fitting:
+                    if hit := phrase.match(read.lower, start):
                         found.append((start, hit.end(), kind))
                         if once:
                             after = hit.end()
                             break
         return found
-
-
-class _Starting(dict):
-    """The phrases that can start with a word, by word; worked out once a word (20,000 words are kept)."""
-
-    def __init__(self, tried: list[tuple[re.Pattern, re.Pattern, str]]):
-        self.tried = tried
-
-    def __missing__(self, word: str) -> list:
-        fitting = [(phrase.match, kind) for head, phrase, kind in self.tried if head.match(word)]
-        if len(self) < 20_000:
-            self[word] = fitting
-        return fitting
 
 
 _TOKEN = re.compile(r"\\.|\[\^?\]?[^\]]*\]|.")
@@ -152,7 +146,7 @@ def _heads(pattern: str) -> set[str]:
         optional, rest = rest[:1] == "?", rest.removeprefix("?")
         heads = [_heads(part + rest) for part in _alternatives(inner[3:-1])]
         return set().union(*heads, _heads(rest) if optional else ())
-    head = re.match(r"[^ ,./$()\[\\{|-]*", pattern)[0]
+    head = re.match(r"[^ ,./$()\[\\{|'-]*", pattern)[0]
     return {head + ("$" if pattern[len(head):len(head) + 1] == " " else "")}
 
 
@@ -165,27 +159,23 @@ def _assertion_cues() -> Cues:
                 table["parts"])
 
 
-def lower_case(text: str) -> str:
-    """Lower case of the same length (some letters would become two)."""
-    low = text.lower()
-    return low if len(low) == len(text) else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
-
-
 @lru_cache(maxsize=16)
 def reading(text: str) -> Reading:
     text = text.replace("n't", " no")  # as long as before
-    low = lower_case(text)
+    low = text.lower() if text.isascii() else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
     words = [word.span() for word in _WORD.finditer(text)]
-    read = Reading(words, [stem_of(text[start:end]) for start, end in words], low,
-                   [low[start:end] for start, end in words], [],
+    lower_words = [low[start:end] for start, end in words]
+    read = Reading(words, list(map(stem_of, lower_words)), low, lower_words, [],
                    [0, *(end.start() for end in SENTENCE_END.finditer(text)), len(text)])
     read.cues.extend(_assertion_cues().find(read, once=True))
     return read
 
 
-_MINUS = re.compile(r" ?(?:\(-\)|-(?= ?(?:[,;.*]|$))|[=:]? ?(?:0|nil|neg)(?= ?(?:[,;)]|\.?$|\. )))")
+_MINUS = re.compile(r" ?(?:\(-\)|-(?= ?(?:[,;.*]|$))|(?:[=:]? ?(?:0|nil|neg)|- ?(?:no|none|absent|not seen))"
+                    r"(?= ?(?:[,;)]|\.?$|\. )))")
 _DENIAL = re.compile(r"\b(?:not|no|never|no longer|neither|nor|without|hardly|absent|missing)\b")
-_FRONTED = re.compile(r"[\W\d]*(?:in the )?(?:without|absence|lack|devoid|free|absent)(?: of)?")
+_FRONTED = re.compile(r"[\W\d]*(?:in the (?:\w+ )?(?:absence|lack)|without|devoid|free|absent)(?: of)?")
+
 
 def _ended(kind: str, between: str, rest: str) -> bool:
     """Has the scope of a cue before the mention ended? "no A: B", "Unlike A, B", "Without A, B is seen"."""
@@ -227,12 +217,13 @@ def with_status(text: str, found: list[Span], labels: bool = False) -> list[Ment
         left, right = edges[bisect_right(edges, start) - 1], edges[bisect_left(edges, end)]
         clause = [cue for cue in cues[bisect_left(cues, (left,)):bisect_left(cues, (right,))]
                   if cue[1] <= right and cue[2] != "stop"]
-        before = [("fronted" if kind == "no" and _FRONTED.fullmatch(read.lower, left, last) else kind, text[last:start])
-                   for first, last, kind in clause if last <= start]
+        before = [("fronted" if kind == "no" and (_FRONTED.fullmatch(read.lower, left, last) or _FRONTED.fullmatch(
+                   read.lower, first, last) and _FRONTED.match(read.lower, left)) else kind, text[last:start])
+                  for first, last, kind in clause if last <= start]
         after = [(first, kind) for first, _, kind in clause if first >= end]
         comma = text.find(",", end)
         rest = next((kind for first, kind in after if comma < 0 or first < comma), "")
-        asked = question and text[read.ends[bisect_left(read.ends, end)]:][:1] == "?"
+        asked = question and text.startswith("?", read.ends[bisect_left(read.ends, end)])
         status = "hypothetical" if asked else _status(before, [kind for _, kind in after], rest)
         minus = _MINUS.match(text, end)
         denied = minus or hint and any(word[0] not in hint for word in _DENIAL.finditer(read.lower, start, end))
@@ -240,3 +231,7 @@ def with_status(text: str, found: list[Span], labels: bool = False) -> list[Ment
     return mentions
 
 
+def in_original(mentions: list[Mention], places: Sequence[int]) -> list[Mention]:
+    """Mentions of a cleaned text with their places in the original."""
+    return mentions if isinstance(places, range) else [
+        m._replace(start=places[m.start], end=places[m.end - 1] + 1) for m in mentions]

@@ -1,17 +1,18 @@
-"""Scores of a model's answers: FunBench's F1, accuracy by task for the other two benchmarks, intervals, baselines."""
+"""Scores of a model's answers: FunBench's F1, accuracy by task, OphthaReason's three kinds of question; baselines."""
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from fundus_lib.answers import VERSION, extract_answer
+from fundus_lib.lexicon import canonical_label
 from fundus_lib.questions import YES_NO, option_texts
 
 COLUMNS = {"FunBench": "funbench", "Omni-Fundus": "omni", "GMAI-Fundus": "gmai"}  # benchmark -> column of Table 5
@@ -38,20 +39,25 @@ def harmonic_mean(sensitivity: float, specificity: float) -> float:
     return 2 * sensitivity * specificity / ((sensitivity + specificity) or 1)
 
 
-def subtask_score(questions: Sequence[Judged], *, sensitivity_only: bool = False) -> float:
-    """F1 of one FunBench file, 0..1: the mean over its categories, each judged where it was offered.
+def counted_categories(questions: Sequence[Judged]) -> tuple[list[str], bool]:
+    """(The categories that a FunBench file is judged by, is it by their sensitivity alone): what its truths hold.
 
-    Of two categories only the first counts (Yes before No, else alphabetical), so that a constant answer scores 0. Task
-    L1a, and a file with a single category, score the sensitivity.
+    Of two only the first counts (Yes before No, else alphabetical), so that a constant answer scores 0. A single
+    category has no specificity, and task L1a does without.
     """
-    categories = sorted(set().union(*(question.truth for question in questions)))
-    counted = categories if len(categories) != 2 else ["Yes"] if categories == ["No", "Yes"] else categories[:1]
+    found = sorted(set().union(*(question.truth for question in questions)))
+    alone = len(found) == 1 or Path(questions[0].file).name.startswith("L1a")
+    return found if len(found) != 2 else ["Yes"] if found == ["No", "Yes"] else found[:1], alone
+
+
+def subtask_score(questions: Sequence[Judged]) -> float:
+    """F1 of one FunBench file, 0..1: the mean over the categories that count, each judged where it was offered."""
+    categories, alone = counted_categories(questions)
     scores = []
-    for category in counted:
+    for category in categories:
         asked = [question for question in questions if category in question.offered]
         sensitivity = share(category in q.answer for q in asked if category in q.truth)
         specificity = share(category not in q.answer for q in asked if category not in q.truth)
-        alone = sensitivity_only or len(categories) == 1
         scores.append(sensitivity if alone else harmonic_mean(sensitivity, specificity))
     return fmean(scores)
 
@@ -63,8 +69,7 @@ def tree_scores(questions: Iterable[Judged]) -> dict:
         files.setdefault(question.file, []).append(question)
     tasks: dict[str, list[float]] = {}
     for file, judged in sorted(files.items()):
-        task = Path(file).name[:3]
-        tasks.setdefault(task, []).append(subtask_score(judged, sensitivity_only=task == "L1a"))
+        tasks.setdefault(Path(file).name[:3], []).append(subtask_score(judged))
     means = {task: fmean(scores) for task, scores in tasks.items()}
     levels = {level: fmean(score for task, score in means.items() if task[:2] == level)
               for level in sorted({task[:2] for task in means})}
@@ -96,14 +101,16 @@ def funbench_scores(questions: str | Path, predictions: str | Path) -> dict:
 def score_predictions(questions: pd.DataFrame, responses: Sequence[str]) -> pd.DataFrame:
     """One row a question: question_id, response, extracted ("A", "A,C" or text; None: nothing), status, hit, extractor.
 
-    questions: columns id, options, kind, answer. A several-answer question is hit by the exact set.
+    questions: columns id, options, kind, answer. Several answers are hit by the exact set, an open one by any name.
     """
     rows = []
     for question, response in zip(questions.itertuples(), responses, strict=True):
         value, status = extract_answer(response, option_texts(question.options), question.kind)
         extracted = ",".join(value) if isinstance(value, list) else value
-        rows.append((question.id, response, extracted, status, status == "ok" and extracted == question.answer,
-                     VERSION))
+        hit = status == "ok" and extracted == question.answer
+        if question.kind == "open":
+            hit = open_scores(response, extracted, question.answer)[0] == 1
+        rows.append((question.id, response, extracted, status, hit, VERSION))
     return pd.DataFrame(rows, columns=["question_id", "response", "extracted", "status", "hit", "extractor"])
 
 
@@ -141,6 +148,47 @@ def judged(question) -> Judged:
                   {options[letter] for letter in letters}, set(options.values()))
 
 
+def set_f1(said: Iterable[str], truth: Iterable[str]) -> float:
+    """2 |both| / (|said| + |truth|), repeats counted; of option letters, or of words (as in SQuAD). 0 of nothing."""
+    said, truth = Counter(said), Counter(truth)
+    return 2 * (said & truth).total() / ((said.total() + truth.total()) or 1)
+
+
+def open_scores(response: str | None, extracted: str | None, answer: str) -> tuple[float, float]:
+    """(exact match, token F1) of a name, 0..1, without case, punctuation and articles (SQuAD; Rajpurkar 2016): the best
+    of what was extracted and what stands between the answer tags, held against the truth and its canonical label."""
+    tagged = response.split("<answer>")[1:] if isinstance(response, str) else []
+    stated = tagged[0].partition("</answer>")[0] if len(tagged) == 1 else None  # of two answers neither
+    said, truth = ([re.sub(r"\b(?:an?|the)\b|[\W_]", " ", name.lower()).split() for name in names if name]
+                   for names in ((stated, extracted), (answer, canonical_label(answer))))
+    return float(any(words in truth for words in said if words)), max(
+        (set_f1(words, name) for words in said for name in truth), default=0.0)
+
+
+def ophthareason_scores(questions: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """MM-Retinal-Reason's scores: kind, dataset, domain, metric, score (percent), n (questions).
+
+    One right option: accuracy. Several: exact set, mean F1 of the sets. Open: exact match by any name, token F1. It
+    ships no scorer, the metrics are ours. `macro` is the plain mean over a domain's data sets, by file where unnamed.
+    questions: read_mm_retinal_reason; predictions: `score_predictions` of them, in the same order.
+    """
+    rows = []
+    for question, said in zip(questions.itertuples(), predictions.itertuples(), strict=True):
+        extracted = said.extracted if isinstance(said.extracted, str) else ""
+        scores = {"exact match" if question.kind in ("multi", "open") else "accuracy": float(said.hit)}
+        if question.kind == "multi":
+            scores["set F1"] = set_f1(extracted.split(","), question.answer.split(","))
+        elif question.kind == "open":
+            scores["token F1"] = open_scores(said.response, extracted, question.answer)[1]
+        dataset = question.dataset if isinstance(question.dataset, str) else question.id.partition("::")[0]
+        domain = question.domain if isinstance(question.domain, str) else "not stated"
+        rows += [(question.kind, dataset, domain, metric, 100 * score) for metric, score in scores.items()]
+    frame = pd.DataFrame(rows, columns=["kind", "dataset", "domain", "metric", "score"])
+    each = frame.groupby(list(frame.columns[:4]), as_index=False).agg(score=("score", "mean"), n=("score", "size"))
+    macro = each.groupby(["kind", "domain", "metric"], as_index=False).agg(score=("score", "mean"), n=("n", "sum"))
+    return pd.concat([each, macro.assign(dataset="macro")], ignore_index=True)
+
+
 def constant_baseline(questions: pd.DataFrame) -> pd.Series:
     """What the best constant answer of each benchmark's task would say to each question: a letter, or "" where that
     answer is not among the options. The text is constant, not the letter: options are shuffled per image."""
@@ -174,25 +222,3 @@ def image_source(questions: pd.DataFrame, records: pd.DataFrame) -> pd.Series:
         sources[row.path] = sources[row.sha256] = "transfer" if not seen else \
             row.camera if isinstance(row.camera, str) else "held out"
     return pd.Series([sources[key] for key in image_keys(questions)], index=questions.index, dtype=object)
-
-
-def wilson_interval(hits: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of a mean share (Wilson): also sensible at 0 %, at 100 % and for few images. hits: 0..1 each."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(round(float(np.sum(hits))), len(hits)).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def paired_interval(a: Sequence[float], b: Sequence[float], n: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of a - b with its 95 % percentile bootstrap interval over the images, both in the same order.
-
-    Hits of several questions about an image, or training runs, are averaged beforehand: the interval is about images.
-    """
-    from scipy.stats import bootstrap
-
-    gain = np.subtract(a, b, dtype=float)
-    if not gain.any() or len(gain) < 2:
-        return float(gain.mean()), float(gain.mean()), float(gain.mean())
-    low, high = bootstrap((gain,), np.mean, n_resamples=n, method="percentile", rng=seed).confidence_interval
-    return float(gain.mean()), float(low), float(high)

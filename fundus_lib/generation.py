@@ -4,23 +4,25 @@ The rollouts of an image do not get a copy of its cache each. They stand side by
 and the attention mask hides them from each other, so the image is encoded, the prompt read and both stored once.
 """
 
+import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from copy import copy
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import Cache, LogitsProcessorList, RepetitionPenaltyLogitsProcessor, SuppressTokensLogitsProcessor
-
-from fundus_lib import model as models
-from fundus_lib.questions import option_texts
-from fundus_lib.questions import prompt as ask
+from transformers import (
+    Cache,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    SuppressTokensLogitsProcessor,
+)
 
 
 def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
@@ -31,9 +33,38 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
         return image.convert("RGB")
 
 
-def user_turn(image: Image.Image, text: str) -> list[dict]:
-    """One user message holding the image, then the text: the prompt of every stage."""
-    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+def open_images(source) -> list[Image.Image]:
+    """The images of one question: `source` is one of them (see open_image) or a list of several."""
+    return [open_image(image) for image in (source if isinstance(source, list | tuple | np.ndarray) else [source])]
+
+
+def user_turn(images: Image.Image | Sequence[Image.Image], text: str) -> list[dict]:
+    """One user message holding the image or images, then the text: the prompt of every stage."""
+    shown = [{"type": "image", "image": x} for x in ([images] if isinstance(images, Image.Image) else images)]
+    return [{"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
+
+
+def has_answered(text: str) -> bool:
+    """Has a response, written so far, closed an <answer> that holds something, outside its reasoning?"""
+    reasoning, _, said = text.rpartition("</think>")
+    return "<think>" not in said and re.search(r"<answer>\s*[^\s<][^<]*</answer>", said) is not None
+
+
+class StopAtAnswer(StoppingCriteria):
+    """Ends a response at its </answer>: what would follow is no part of it, unless it were a second answer.
+
+    Text is read only when a token closes a tag. start: tokens of the prompt, which names the tags itself."""
+
+    def __init__(self, tokenizer, start: int):
+        closing = {i for token, i in tokenizer.get_vocab().items() if ">" in token} - {*tokenizer.all_special_ids}
+        self.tokenizer, self.start, self.closing = tokenizer, start, torch.tensor([*closing])
+
+    def __call__(self, input_ids: torch.Tensor, scores=None, **kwargs) -> torch.Tensor:
+        """Which rows of (rows, tokens) end with their last token."""
+        ends = torch.isin(input_ids[:, -1], self.closing.to(input_ids.device))
+        for row in ends.nonzero().flatten().tolist():
+            ends[row] = has_answered(self.tokenizer.decode(input_ids[row, self.start:], skip_special_tokens=True))
+        return ends
 
 
 class Prefilled(NamedTuple):
@@ -50,7 +81,7 @@ class Prefilled(NamedTuple):
         return Prefilled(self.ids[rows], self.mask[rows], self.position[:, rows], self.logits[rows], self.cache)
 
 
-def prefill(model, processor, pairs: Sequence[tuple[Image.Image, str]]) -> Prefilled:
+def prefill(model, processor, pairs: Sequence[tuple[Image.Image | Sequence[Image.Image], str]]) -> Prefilled:
     """Encode the images and read the prompts of a batch, once."""
     inputs = processor.apply_chat_template(
         [user_turn(*pair) for pair in pairs], add_generation_prompt=True, tokenize=True, return_dict=True,
@@ -63,19 +94,29 @@ def prefill(model, processor, pairs: Sequence[tuple[Image.Image, str]]) -> Prefi
                      out.logits[:, -1].float(), out.past_key_values)
 
 
-def noise(seed: int, image: Image.Image, prompt: str, rollouts: int, length: int) -> np.ndarray:
-    """Uniform numbers (rollouts, length), one a token: a rollout's depend on the seed, the image, the prompt and the
-    rollout's number, and on nothing that is sampled beside it."""
-    content = int.from_bytes(sha256(prompt.encode() + b"\0" + image.tobytes()).digest())
+def noise(seed: int, images, prompt: str, rollouts: int, length: int) -> np.ndarray:
+    """Uniform numbers (rollouts, length), one a token: a rollout's depend on the seed, the image or images, the prompt
+    and the rollout's number, and on nothing that is sampled beside it."""
+    pixels = b"".join(image.tobytes() for image in open_images(images))
+    content = int.from_bytes(sha256(prompt.encode() + b"\0" + pixels).digest())
     return np.stack([np.random.default_rng([seed, rollout, content]).random(length) for rollout in range(rollouts)])
 
 
-def decode(model, start: Prefilled, draws: torch.Tensor, temperature: float) -> torch.Tensor:
+def narrowed(cache: Cache, rows: torch.Tensor) -> Cache:
+    """The cache of these rows of the batch; `cache` itself stays whole."""
+    part = copy(cache)
+    part.layers = [copy(layer) for layer in cache.layers]
+    part.batch_select_indices(rows)
+    return part
+
+
+def decode(model, start: Prefilled, draws: torch.Tensor, temperature: float,
+           stop: StopAtAnswer | None = None) -> torch.Tensor:
     """Continue every pair by several rollouts at once. draws: uniform numbers (B, rollouts, most tokens).
 
     temperature 0 decodes greedily, else each number picks its token from the distribution without top-k or top-p.
-    Stops when all have ended their turn. Returns token ids (B, rollouts, tokens) and leaves `start` as it was.
-    """
+    Ends when all have ended their turn, or by `stop`; a batch of which half are done goes on without them. Returns
+    token ids (B, rollouts, tokens), and leaves `start` as it was."""
     batch, rollouts, longest = draws.shape
     config, device = model.generation_config, draws.device
     ended_by, rules = torch.tensor(config.eos_token_id, device=device), LogitsProcessorList()
@@ -84,7 +125,9 @@ def decode(model, start: Prefilled, draws: torch.Tensor, temperature: float) -> 
     if config.suppress_tokens:
         rules.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=device))
     logits = start.logits.repeat_interleave(rollouts, 0)
+    pairs, cache, position = torch.arange(batch, device=device), start.cache, start.position
     ids = start.ids.repeat_interleave(rollouts, 0)
+    out = torch.full(draws.shape, config.pad_token_id, device=device)
     mask = start.mask[:, None, None].expand(-1, 1, rollouts, -1)
     itself = torch.eye(rollouts, dtype=torch.bool, device=device).expand(batch, 1, -1, -1)
     ended = torch.zeros(len(ids), dtype=torch.bool, device=device)
@@ -92,26 +135,34 @@ def decode(model, start: Prefilled, draws: torch.Tensor, temperature: float) -> 
         scores = rules(ids, logits)
         if temperature:  # summed in double: a token without probability is never drawn
             total = (scores / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
-            below = draws.flatten(0, 1)[:, step, None] * total[:, -1:]
+            below = draws[pairs, :, step].flatten()[:, None] * total[:, -1:]
             chosen = torch.searchsorted(total, below, right=True)[:, 0]
         else:
             chosen = scores.argmax(-1)
         chosen = torch.where(ended, config.pad_token_id, chosen)
+        out[pairs, :, step] = chosen.view(-1, rollouts)
         ids, ended = torch.cat([ids, chosen[:, None]], 1), ended | torch.isin(chosen, ended_by)
+        ended |= stop(ids) if stop else False
         if ended.all() or step == longest - 1:
             break
         mask = torch.cat([mask, itself], -1)  # a rollout sees the prompt and its own tokens
-        logits = model(input_ids=chosen.view(batch, rollouts), attention_mask=mask, past_key_values=start.cache,
-                       position_ids=start.position.expand(-1, -1, rollouts) + step).logits.float().flatten(0, 1)
+        busy = ~ended.view(-1, rollouts).all(1)
+        if 2 * busy.sum() <= len(busy):
+            pairs, cache, position = pairs[busy], narrowed(cache, busy.nonzero()[:, 0]), position[:, busy]
+            mask, itself, rows = mask[busy], itself[busy], busy.repeat_interleave(rollouts)
+            ids, ended, chosen = ids[rows], ended[rows], chosen[rows]
+        logits = model(input_ids=chosen.view(-1, rollouts), attention_mask=mask, past_key_values=cache,
+                       position_ids=position.expand(-1, -1, rollouts) + step).logits.float().flatten(0, 1)
     start.cache.crop(start.ids.shape[1] - start.cache.get_seq_length())
-    return ids[:, start.ids.shape[1]:].view(batch, rollouts, -1)
+    return out[:, :, :step + 1]
 
 
 @torch.no_grad()
 def generate(model, processor, images: Sequence, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int,
              temperature: float = 0.0, rollouts: int = 1, seed: int = 0, first: int = 0,
-             enough: Callable[[int, list[str]], bool] | None = None, desc: str = "generate") -> list[list[str]]:
-    """Completions of each (image, prompt): a list of `rollouts` texts per pair, in the order given.
+             enough: Callable[[int, list[str]], bool] | None = None, stop_at_answer: bool = False,
+             desc: str = "generate") -> list[list[str]]:
+    """Completions of each (image or list of images, prompt): a list of `rollouts` texts per pair, in the order given.
 
     temperature 0 decodes greedily. Pairs are batched by prompt length, which keeps the padding short. A rollout depends
     on the seed, its pair and its number alone (other neighbours change the last digit of a sum, as they do in any
@@ -124,13 +175,14 @@ def generate(model, processor, images: Sequence, prompts: Sequence[str], *, max_
     sizes = [first, rollouts - first] if 0 < first < rollouts else [rollouts]
     for start in tqdm(range(0, len(order), batch_size), desc=desc, unit="batch", disable=len(order) <= batch_size):
         batch = order[start:start + batch_size]
-        pairs = [(open_image(images[i]), prompts[i]) for i in batch]
+        pairs = [(open_images(images[i]), prompts[i]) for i in batch]
         state, rows = prefill(model, processor, pairs), list(range(len(batch)))
+        stop = StopAtAnswer(processor.tokenizer, state.ids.shape[1]) if stop_at_answer else None
         draws = torch.zeros(len(batch), rollouts, max_new_tokens, dtype=torch.float64)
         if temperature:
             draws = torch.from_numpy(np.stack([noise(seed, *pair, rollouts, max_new_tokens) for pair in pairs]))
         for part in draws.to(model.device).split(sizes, dim=1):
-            tokens = decode(model, state, part[rows], temperature)
+            tokens = decode(model, state, part[rows], temperature, stop)
             for row, said in zip(rows, tokens, strict=True):
                 texts[batch[row]] += processor.tokenizer.batch_decode(said, skip_special_tokens=True)
             short = [k for k, row in enumerate(rows) if enough and not enough(batch[row], texts[batch[row]])]
@@ -142,47 +194,15 @@ def generate(model, processor, images: Sequence, prompts: Sequence[str], *, max_
 
 @torch.no_grad()
 def option_scores(model, processor, image, prompt: str, answers: Sequence[str]) -> list[float]:
-    """Mean log-probability a token of each answer text after (image, prompt); a long name is not punished."""
-    image = open_image(image)
-    prefix = processor.apply_chat_template(user_turn(image, prompt), add_generation_prompt=True, tokenize=False)
+    """Mean log-probability a token of each answer text after (image or images, prompt): a long name is not punished."""
+    shown = open_images(image)
+    prefix = processor.apply_chat_template(user_turn(shown, prompt), add_generation_prompt=True, tokenize=False)
     inputs = processor(
-        images=[[image]] * len(answers), text=[prefix + answer for answer in answers],
+        images=[shown] * len(answers), text=[prefix + answer for answer in answers],
         padding=True, padding_side="right", return_tensors="pt",
     ).to(model.device)
-    length = len(processor(images=[image], text=[prefix])["input_ids"][0])
+    length = len(processor(images=[shown], text=[prefix])["input_ids"][0])
     ids, mask = inputs["input_ids"][:, length:], inputs["attention_mask"][:, length:]
     logits = model(**inputs).logits[:, length - 1:-1].float()
     tokens = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
     return ((tokens * mask).sum(1) / mask.sum(1)).tolist()
-
-
-@lru_cache(maxsize=1)
-def placed(path: str | Path):
-    """(model, processor) of a folder, on the accelerator when there is one; the last one stays loaded."""
-    return models.load_model(path).to("cuda" if torch.cuda.is_available() else "cpu"), models.load_processor(path)
-
-
-def answer_questions(path: str | Path, questions: pd.DataFrame, settings) -> list[str]:
-    """Greedy responses of the model at `path` to questions (columns question, options, kind, image), in order.
-
-    settings: the section `evaluation`.
-    """
-    prompts = [ask(*row) for row in zip(questions.question, questions.options, questions.kind, strict=True)]
-    texts = generate(*placed(path), list(questions.image), prompts, max_new_tokens=settings.max_new_tokens,
-                     batch_size=settings.batch_size, desc="answer")
-    return [text for (text,) in texts]
-
-
-def likeliest_options(path: str | Path, questions: pd.DataFrame) -> list[str]:
-    """The letter whose option the model finds likeliest: what it would answer if it had to choose.
-
-    A model that was never taught a label's name seldom says one; this asks what it makes of the list of options.
-    """
-    model, processor = placed(path)
-    letters = []
-    for row in tqdm(questions.itertuples(), total=len(questions), desc="weigh options", unit="question"):
-        options = option_texts(row.options)
-        scores = option_scores(model, processor, row.image, ask(row.question, row.options),
-                               [f"<answer> {text} </answer>" for text in options.values()])
-        letters.append(list(options)[scores.index(max(scores))])
-    return letters

@@ -8,20 +8,8 @@ from functools import cache, lru_cache
 from math import log
 from typing import NamedTuple
 
-from fundus_lib.assertion import (
-    JOINTS,
-    REFERENCES,
-    SENTENCE_END,
-    Cues,
-    Mention,
-    Span,
-    clean,
-    key,
-    reading,
-    reference,
-    stem_of,
-    with_status,
-)
+from fundus_lib import assertion
+from fundus_lib.assertion import REFERENCES, Cues, Mention, Span, clean, key, reading, reference, with_status
 
 __all__ = ["REFERENCES", "Cues", "Mention", "canonical_label", "clean", "describes", "family", "find_labels",
            "find_mentions", "findings", "key", "reading", "reference", "weights"]
@@ -55,13 +43,14 @@ class _Phrases:
                 for word in key(term):
                     node = node.setdefault(word, {})
                 node.setdefault(None, name)
-        self.code_stems = frozenset(map(stem_of, self.codes))
+        code_stems = frozenset(assertion.stem_of(code + s) for code in self.codes for s in ("", "s"))
+        self.first = code_stems.union(self.tree)
 
     def spans(self, text: str) -> list[Span]:
         """Every term in the text, the longest at each word."""
         read = reading(text)
         found, after, last = [], 0, len(read.stems) - 1
-        starters = [(i, stem) for i, stem in enumerate(read.stems) if stem in self.tree or stem in self.code_stems]
+        starters = [(i, stem) for i, stem in enumerate(read.stems) if stem in self.first]
         for at, stem in starters:
             start, end = read.words[at]
             if start < after:
@@ -70,11 +59,11 @@ class _Phrases:
             while node:
                 if None in node:
                     name, after = node[None], read.words[to][1]
-                if to == last or text[read.words[to][1]:read.words[to + 1][0]] not in JOINTS:
+                if to == last or text[read.words[to][1]:read.words[to + 1][0]] not in assertion.JOINTS:
                     break
                 to += 1
                 node = node.get(read.stems[to])
-            if name is None and stem in self.code_stems:
+            if name is None:
                 name, after = self.codes.get(text[start:end].removesuffix("s")), end
             if name:
                 found.append((start, after, name, ""))
@@ -118,16 +107,18 @@ def find_mentions(text: str, modality: str | None = None) -> list[Mention]:
             continue
         name, = form.findings
         longer = not gapped and any(other[1] - other[0] > end - start for other in near)
-        if not (longer or any(other[2] == name for other in near) or SENTENCE_END.search(text[start:end])):
-            gone = [o for o in near if (o[2] == findings()[name]["is_a"] if gapped else o[:2] != (start, end))]
+        if not (longer or any(other[2] == name for other in near) or assertion.SENTENCE_END.search(text[start:end])):
+            gone = [o for o in near if (  # its parent, and what it could be taken for: "hemorrhage" on the disc
+                o[2] == findings()[name]["is_a"] or start <= o[0] and o[1] <= end and name in findings()[o[2]][
+                    "confusable_with"] if gapped else o[:2] != (start, end))]
             found = [other for other in found if other not in gone] + [(start, end, name, gapped)]
     mentions = with_status(text, found + [span[:4] for span in later])
     for (*_, use), mention in zip(later, mentions[len(found):], strict=True):
         mentions.remove(mention)  # "fluid" asserts no kind of it, "attached" denies a detachment
         if mention.status == ("asserted" if use == "denies" else "negated"):
             mentions.append(mention._replace(status="negated"))
-    return sorted((m._replace(start=places[m.start], end=places[m.end - 1] + 1) for m in mentions
-                   if modality is None or modality in findings()[m.finding]["shown_by"]), key=lambda m: m[1:3])
+    return sorted((m for m in assertion.in_original(mentions, places) if modality is None or modality in findings()[
+        m.finding]["shown_by"]), key=lambda m: m[1:3])
 
 
 @cache
@@ -182,5 +173,4 @@ def canonical_label(text: str) -> str | None:
 def find_labels(text: str) -> list[Mention]:
     """Every label named inside `text` (`.finding` holds the label), longest match first, with its status."""
     cleaned, places = clean(text)
-    return [m._replace(start=places[m.start], end=places[m.end - 1] + 1)
-            for m in with_status(cleaned, _labels()[1].spans(cleaned), labels=True)]
+    return assertion.in_original(with_status(cleaned, _labels()[1].spans(cleaned), labels=True), places)

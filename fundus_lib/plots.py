@@ -6,6 +6,7 @@ Every function takes tables or images and returns a matplotlib Figure; `save` wr
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -73,17 +74,39 @@ def leakage_pairs(pairs: Iterable[tuple], title: str = "The same content in two 
     return contact_sheet(images, titles, columns=2, title=title)
 
 
-def mask_overlay(image, masks: Mapping[str, np.ndarray], title: str = "The image, and where its lesions are") -> Figure:
-    """An image alone and with its masks outlined. masks: {finding: bool (height, width)}; empty ones are left out."""
-    figure, axes = panels(2, title, (4.2, 4.2 * image.height / image.width + 0.6))
+def outline(ax, masks: Mapping[str, np.ndarray]) -> list[Patch]:
+    """Draw masks ({finding: bool (height, width)}) as outlines, empty ones left out; returns the legend's entries."""
     shown = {finding: FINDING_COLOURS.get(finding, GREY) for finding, mask in masks.items() if np.any(mask)}
+    for finding, colour in shown.items():
+        ax.contour(masks[finding], levels=[0.5], colors=[colour], linewidths=1.2)
+    return [Patch(facecolor=colour, edgecolor="black", label=finding) for finding, colour in shown.items()]
+
+
+def mask_overlay(image, masks: Mapping[str, np.ndarray], title: str = "The image, and where its lesions are") -> Figure:
+    """An image alone and with its masks outlined. masks: {finding: bool (height, width)}."""
+    figure, axes = panels(2, title, (4.2, 4.2 * image.height / image.width + 0.6))
     for ax in axes:
         ax.imshow(image)
         ax.set_axis_off()
-    for finding, colour in shown.items():
-        axes[1].contour(masks[finding], levels=[0.5], colors=[colour], linewidths=1.2)
-    legend = [Patch(facecolor=colour, edgecolor="black", label=finding) for finding, colour in shown.items()]
-    figure.legend(handles=legend, loc="outside lower center", ncols=3)
+    figure.legend(handles=outline(axes[1], masks), loc="outside lower center", ncols=3)
+    return figure
+
+
+def case_reading(image, heat: np.ndarray, masks: Mapping[str, np.ndarray], title: str) -> Figure:
+    """An image with its masks outlined, and over it what each part means for the answer.
+
+    heat: (rows, columns) of reading.occlusion_map, in nats; orange where the image speaks for the answer."""
+    figure, (left, right) = panels(2, title, (5, 4.2 * image.height / image.width + 0.9))
+    most = float(np.abs(heat).max()) or 1.0
+    for ax, picture in ((left, image), (right, image.convert("L"))):
+        ax.imshow(picture, cmap="gray")
+        legend = outline(ax, masks)
+        ax.set_axis_off()
+    shown = right.imshow(heat, cmap="PuOr_r", vmin=-most, vmax=most, alpha=0.8 * abs(heat) / most,
+                         extent=(-0.5, image.width - 0.5, image.height - 0.5, -0.5))
+    figure.colorbar(shown, ax=right, label="loss of ln p when hidden (nats)", shrink=0.8)
+    if legend:
+        figure.legend(handles=legend, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -213,20 +236,26 @@ def base_loss(log: pd.DataFrame) -> Figure:
     return figure
 
 
-def uadt_curves(settings, threshold: float = 0.5) -> Figure:
-    """The factor that UADT puts on an advantage, by uncertainty. settings: strength and temperature."""
+def uadt_lines(ax, settings, threshold: float) -> None:
+    """The factor that UADT puts on an advantage, by uncertainty, on an axis. settings: strength and temperature."""
     import torch
 
     from fundus_lib.uadt import shape_advantages
 
     doubt = torch.linspace(0, 2 * threshold, 101)
-    figure, (ax,) = panels(1, f"UADT: factor on the advantage (threshold {threshold:g} nats)", (6, 3))
     for sign, label, colour in ((1.0, "right (advantage +1)", "#009E73"), (-1.0, "wrong (advantage -1)", "#D55E00")):
         plain = torch.full_like(doubt, sign)
         shaped = shape_advantages(plain, doubt, threshold, strength=settings.strength, temperature=settings.temperature)
         ax.plot(doubt, shaped / plain, color=colour, label=label)
-    ax.set(xlabel="uncertainty of the rollout (nats)", ylabel="factor")
+    ax.axvline(threshold, color=GREY, linestyle=":")
+    ax.set(xlabel="uncertainty of the rollout (nats; dotted: threshold)", ylabel="factor")
     ax.legend()
+
+
+def uadt_curves(settings, threshold: float = 0.5) -> Figure:
+    """`uadt_lines` as a figure."""
+    figure, (ax,) = panels(1, f"UADT: factor on the advantage (threshold {threshold:g} nats)", (6, 3))
+    uadt_lines(ax, settings, threshold)
     return figure
 
 
@@ -238,7 +267,7 @@ def scores_with_intervals(scores: pd.DataFrame, title: str = "Diagnosis: accurac
         rows = scores[scores["setup"] == setup].set_index("source").reindex(sources)
         reach = np.abs(rows[["low", "high"]].to_numpy().T - rows["score"].to_numpy())
         ax.errorbar(np.arange(len(sources)) + 0.8 * ((i + 0.5) / len(setups) - 0.5), rows["score"], yerr=reach, fmt="o",
-                    color=SETUP_COLOURS[setup], label=setup, capsize=2)
+                    color=SETUP_COLOURS.get(setup, GREY), label=setup, capsize=2)
     counts = scores.groupby("source")["n"].max()
     ax.set_xticks(range(len(sources)), [f"{source}\nn = {counts[source]:,}" for source in sources])
     ax.set(ylabel="percent", ylim=(-3, 103), xlim=(-0.5, len(sources) - 0.5))
@@ -247,17 +276,124 @@ def scores_with_intervals(scores: pd.DataFrame, title: str = "Diagnosis: accurac
     return figure
 
 
-def table5_picture(table5: pd.DataFrame) -> Figure:
-    """Ours beside the published scores: average and benchmarks of every setup; no point where a result is missing."""
+def table5_picture(rows: pd.DataFrame) -> Figure:
+    """Ours, with its interval, beside the published average and benchmarks of every setup; no point where one is
+    missing. rows: of tables.comparison, of item Table 5."""
     names = {"avg": "average", "funbench": "FunBench", "omni": "Omni-Fundus", "gmai": "GMAI-Fundus"}
-    setups = list(table5["setup"].unique())[::-1]
-    title = "Table 5: ours (other images, other model size) beside the paper's"
-    figure, axes = panels(4, title, (2.6, 4.0), sharey=True)
+    setups = list(rows["row"].unique())[::-1]
+    how = "95 % intervals" if rows["low"].notna().any() else "no intervals: this run has no scores.csv"
+    figure, axes = panels(4, f"Table 5: ours (other images, other model size; {how}) beside the paper's", (2.6, 4.2),
+                          sharey=True)
     for ax, (column, name) in zip(axes, names.items(), strict=True):
-        for source, marker in (("published", "D"), ("ours", "o")):
-            rows = table5[table5["source"] == source]
-            ax.scatter(pd.to_numeric(rows[column], errors="coerce"), [setups.index(setup) for setup in rows["setup"]],
-                       color=METHOD_COLOURS[source], marker=marker, label=source, zorder=3)
-        ax.set(title=name, xlabel="percent", xlim=(-4, 104), yticks=range(len(setups)), yticklabels=setups)
+        part = rows[rows["column"] == column]
+        height = part["row"].map(setups.index)
+        ax.scatter(part["published"], height, color=METHOD_COLOURS["published"], marker="D", label="published")
+        ax.errorbar(part["ours"], height, xerr=(part["ours"] - part["low"], part["high"] - part["ours"]), fmt="o",
+                    color=METHOD_COLOURS["ours"], label="ours", capsize=2, zorder=3)
+        count = "" if part["n"].isna().all() else f"\n{part['n'].max():,} images"
+        ax.set(title=name + count, xlabel="percent", xlim=(-4, 104), yticks=range(len(setups)), yticklabels=setups,
+               ylim=(-0.6, len(setups) - 0.4))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def score_map(scores: pd.DataFrame, title: str) -> Figure:
+    """Scores with their intervals, a row a group (data set, finding ...). scores: group, setup, score, low, high
+    (percent), n."""
+    setups, counts = list(scores["setup"].unique()), scores.groupby("group", sort=False)["n"].max()
+    grid = scores.pivot(index="group", columns="setup", values="score").reindex(counts.index)[setups]
+    said = scores.assign(said=[f"{s:.0f}\n{low:.0f} to {high:.0f}" for s, low, high in
+                               scores[["score", "low", "high"]].itertuples(index=False)])
+    said = said.pivot(index="group", columns="setup", values="said").reindex(counts.index)[setups].fillna("")
+    figure, (ax,) = panels(1, title, (3 + 0.95 * len(setups), 0.8 + 0.46 * len(grid)))
+    sns.heatmap(grid, ax=ax, annot=said, fmt="", cmap="viridis", vmin=0, vmax=100, linewidths=1, cbar=False,
+                annot_kws={"size": 8}, yticklabels=[f"{group} (n = {n:,})" for group, n in counts.items()])
+    ax.set(xlabel="setup (percent, 95 % interval)", ylabel="")
+    ax.tick_params(axis="x", rotation=0)
+    return figure
+
+
+def confusion(answers: pd.DataFrame, title: str) -> Figure:
+    """What is right by what was answered, percent of the row. answers: truth, answered (a text or "no answer")."""
+    counts = pd.crosstab(answers["truth"], answers["answered"])
+    others = sorted(set(counts) - set(counts.index) - {"no answer"})
+    percent = counts.div(counts.sum(axis=1), axis=0).mul(100).reindex(columns=[*counts.index, *others, "no answer"],
+                                                                      fill_value=0)
+    size = (2.6 + 0.38 * percent.shape[1], 2.4 + 0.28 * len(percent))
+    figure, (ax,) = panels(1, f"{title} (n = {len(answers):,})", size)
+    said = percent.map(lambda value: f"{value:.0f}" if value else "")
+    sns.heatmap(percent, ax=ax, annot=said, fmt="", cmap="Blues", vmin=0, vmax=100, cbar=False, linewidths=0.5,
+                linecolor="#EEEEEE", annot_kws={"size": 7}, xticklabels=True,
+                yticklabels=[f"{label} ({n})" for label, n in counts.sum(axis=1).items()])
+    ax.set(xlabel="answered (percent of the row)", ylabel="right (questions)")
+    ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+    return figure
+
+
+def reliability(bins: pd.DataFrame, title: str) -> Figure:
+    """How often answers of a confidence are right. bins: of intervals.reliability."""
+    figure, (ax,) = panels(1, title, (4.6, 4.2))
+    ax.plot((0, 1), (0, 1), color=GREY, linestyle=":", label="calibrated")
+    reach = (bins["accuracy"] - bins["low"], bins["high"] - bins["accuracy"])
+    ax.errorbar(bins["confidence"], bins["accuracy"], yerr=reach, fmt="o", color=METHOD_COLOURS["ours"], capsize=2,
+                label="observed, 95 % interval")
+    for place, (x, n) in enumerate(zip(bins["confidence"], bins["n"], strict=True)):  # two heights: bins lie close
+        ax.text(x, 1.03 + 0.05 * (place % 2), f"{n:,}", ha="center", fontsize="x-small")
+    ax.set(xlabel="confidence (top: answers)", ylabel="share right", xlim=(-0.03, 1.05), ylim=(-0.03, 1.14))
+    ax.legend(loc="lower right")
+    return figure
+
+
+def risk_coverage(frame: pd.DataFrame) -> Figure:
+    """Share of wrong answers when only the surest are given. frame: of intervals.risk_coverage, with setup."""
+    figure, (ax,) = panels(1, "Abstaining: errors among the surest answers, with 95 % intervals", (6.4, 3.6))
+    for setup, rows in frame.sort_values("coverage").groupby("setup", sort=False):
+        colour = SETUP_COLOURS.get(setup, GREY)
+        ax.plot(rows["coverage"], rows["risk"], color=colour, label=setup)
+        ax.fill_between(rows["coverage"], rows["low"], rows["high"], color=colour, alpha=0.15, lw=0)
+    ax.set(xlabel="share of questions answered", ylabel="share of these that is wrong", xlim=(0, 1.02), ylim=(0, 1.02))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def reader_disagreement(frame: pd.DataFrame) -> Figure:
+    """One setup's responses as different extractors read them. frame: setup, and a column a reader (score, percent)."""
+    readers = [name for name in frame if name != "setup"]
+    figure, (ax,) = panels(1, "The same responses, read by different extractors", (2.4 + 1.6 * len(readers), 3.6))
+    for row in frame.to_dict("records"):
+        colour = SETUP_COLOURS.get(row["setup"], GREY)
+        ax.plot(readers, [row[name] for name in readers], "o-", color=colour, label=row["setup"])
+    ax.set(ylabel="percent", xlim=(-0.3, len(readers) - 0.7))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def diagram(ax, boxes: Mapping[str, tuple[float, float, str, str]], arrows: Iterable[tuple[str, str, str]]) -> None:
+    """Boxes joined by arrows. boxes: name -> (x, y of the centre in 0..1, text, colour); arrows: (from, to, said)."""
+    drawn = {name: ax.text(x, y, text, ha="center", va="center", fontsize="small",
+                           bbox={"boxstyle": "round,pad=0.5", "facecolor": colour, "edgecolor": "#444444"})
+             for name, (x, y, text, colour) in boxes.items()}
+    for start, end, said in arrows:
+        (x0, y0), (x1, y1) = (boxes[name][:2] for name in (start, end))
+        ends = {f"patch{side}": drawn[name].get_bbox_patch() for side, name in (("A", start), ("B", end))}
+        ax.annotate("", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "-|>", "color": "#444444", "shrinkA": 0,
+                                                        "shrinkB": 0, **ends})
+        ax.text((x0 + x1) / 2, (y0 + y1) / 2, said, ha="center", va="center", fontsize="x-small",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    ax.set_axis_off()
+
+
+def example(image, votes: pd.Series, min_votes: int, said: Mapping[str, str], title: str) -> Figure:
+    """One case on its way: the image, the votes for each finding, and what was said. votes: finding -> number."""
+    figure, (left, middle, right) = panels(3, title, (4.4, 4.6), width_ratios=(1, 0.7, 1.4))
+    left.imshow(image)
+    kept = votes >= min_votes
+    middle.barh(votes.index, votes, color=kept.map({True: METHOD_COLOURS["vote"], False: METHOD_COLOURS["published"]}))
+    middle.axvline(min_votes - 0.5, color="black", linestyle=":")
+    middle.set(xlabel=f"votes (kept from {min_votes} on)", xlim=(0, None))
+    text = "\n\n".join(f"{name.upper()}\n{fill(words, 66)}" for name, words in said.items())
+    right.text(0, 1, text, va="top", fontsize="small")
+    for ax in (left, right):
+        ax.set_axis_off()
     return figure

@@ -1,7 +1,7 @@
 """How a trace argues: what it mentions and concludes, and whether the rules it appeals to are true (rules.json)."""
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -14,16 +14,20 @@ from fundus_lib.knowledge import Vocabulary, acquire, pairs, vocabulary
 from fundus_lib.lexicon import canonical_label, family, find_labels, find_mentions, weights
 
 RULES = reference("rules.json")
-SHAPE = re.compile(r"\s*<think>(?!\s*</)((?:(?!</?think>|</?answer>).)+)</think>\s*<answer>(?!\s*</)"
-                   r"((?:(?!</?think>|</?answer>).)+)</answer>\s*", re.DOTALL)  # one filled block of each, nothing else
+_BLOCK = r"<{0}>(?!\s*</)([^<]*(?:<(?!/?(?:think|answer)>)[^<]*)*)</{0}>\s*"
+SHAPE = re.compile(r"\s*" + _BLOCK.format("think") + _BLOCK.format("answer"))  # one filled block of each, nothing else
 _KINDS = ("next_step conclude addressed_to_judge talk_about_claims absence_proof overclaim hallmark "
-          "demands all_needed says_normal").split()
+          "demands all_needed says_normal free_site").split()
 RULE = {name: re.compile(held) for name, held in RULES.items()
         if isinstance(held, str) and name not in (*_KINDS, "note")}
 _COLON_END = re.compile(r"[:,-] [^,.;:]{3,45}\.?$")
 _COMPARED = re.compile(r"(?:(\b(?:above|over|(?:larger|greater|more|wider|bigger) than|exceeding|beyond)|>)|"
                        r"\b(?:below|under|(?:less|smaller|lower) than|up to)|<) ?"
                        r"(\d+(?:\.\d+)?) ?(um\b|micron\w*|\u03bcm)?")
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?) (um|mm)\b")
+_IS = re.compile(r" (?:is|are|equals?|were|was) (?:(?:the|an?|in|fact|really|simply|just|nothing|but|actually) )*")
+_GRADES = {word: n for n, words in enumerate(("zero 0", "one i 1", "two ii 2", "three iii 3", "four iv 4"))
+           for word in words.split()}
 _MECHANISM = re.compile(r"- (?:Mechanism|Causes?): (.*?)(?=\n- |\n\n|\Z)", re.DOTALL)
 _pattern = lru_cache(maxsize=256)(re.compile)
 
@@ -65,12 +69,14 @@ def _taught() -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]], dic
 def _another_mechanism(report) -> bool:
     """Does a sentence use the words of another label's mechanism that the pages of its own do not know?"""
     mechanisms, pages, shares = _taught()
-    own = pages.get(report.said, frozenset()).union(
-        *(weights().get(name, ()) for name in report.known.required | report.seen))
-    said = [{stem for start, stem in report.parts.loose if first <= start < end} - own
-            for first, end in pairwise(report.parts.ends) if not _about_another(report, first, end)]
-    return any(len(told & those) > 2 and sum(shares[word] for word in told & those) > 8  # guesses, as in `describes`
-               for told in mechanisms.values() for those in said)
+    labels = (report.said, *RULES["wider_labels"].get(report.said, ()))
+    own = frozenset().union(*(pages.get(label, ()) for label in labels), *(
+        weights().get(name, ()) for name in report.known.required | report.seen))
+    rare = [(start, stem) for start, stem in report.parts.loose if stem in shares and stem not in own]
+    said = [{stem for start, stem in rare if first <= start < end} for first, end in pairwise(report.parts.ends)
+            if len(rare) > 2 and not _about_another(report, first, end)]
+    return any(len(told & those) > 2 and sum(map(shares.get, told & those)) > 8  # guesses, as in `describes`
+               for told in mechanisms.values() for those in said if len(those) > 2)
 
 
 class Parts(NamedTuple):
@@ -118,17 +124,21 @@ def take_apart(trace: str, options: tuple[tuple[str, str], ...]) -> Parts:
     spelt = [m for m in find_mentions(text)  # a finding inside a disease's name ("diabetic macular edema") is none
              if not ((at := bisect_right(starts, m.start)) and named[at - 1].end >= m.end
                      and named[at - 1][1:3] != m[1:3])]
-    places = {place for m in spelt for place in range(m.start, m.end)}
-    taken = places.union(*(range(n.start, n.end) for n in named))
-    parts.loose.extend((place[0], stem) for place, stem in zip(read.words, read.stems, strict=True)
-                       if place[0] not in taken)
+    named = [n for n in named if not any(m.start <= n.start and n.end <= m.end and n[1:3] != m[1:3] for m in spelt)
+             and (n.finding != "Normal" or RULE["a_normal"].match(parts.lower, n.end))]  # "a normal number of fibers"
+    taken = bytearray(len(read.words))
+    for m in spelt + named:
+        first, end = bisect_left(read.words, m[1:2]), bisect_left(read.words, m[2:3])
+        taken[first:end] = b"x" * (end - first)
+    parts.loose.extend((place[0], stem) for place, stem, inside in zip(read.words, read.stems, taken, strict=True)
+                       if not inside and len(stem) > 1 and not stem.isdigit())
     last = max((parts.sentence(n.start)[0] for n in named), default=0)
     for mention in spelt + named:
         first, end = parts.sentence(mention.start)
         concluded = bisect_right(cues, mention.start) > bisect_right(cues, first) or bool(
             RULE["named"].match(parts.lower[mention.end:mention.end + 90]))
         if len(parts.mentions) == len(spelt):
-            lesion = mention.start in places  # "drusen" the sign
+            lesion = any(m.start <= mention.start < m.end for m in spelt)  # "drusen" the sign
             parts.labels.append((mention, concluded or first == last and not lesion, lesion))
         else:
             parts.mentions.append((mention, concluded))
@@ -140,7 +150,8 @@ def false_rule(report) -> bool:
     says, sentence = report.parts.says, report.parts.sentence
     foreign = [span for i, row in enumerate(RULES["mechanisms"]) if report.said not in row["labels"]
                for span in says.get(("mechanisms", i), ()) if not _about_another(report, sentence(span[0])[0], span[0])]
-    return "overclaim" in says or _wrongcriteria(report) or _wrong_number(report) or _another_mechanism(report) or any(
+    return "overclaim" in says or _wrongcriteria(report) or _wrong_number(report) or _wrong_grade(report) or (
+        _mistaken_identity(report)) or _another_mechanism(report) or any(
         m.status == "asserted" for m in with_status(report.text, [(*span, "", "") for span in foreign]))
 
 
@@ -173,9 +184,27 @@ def _about_another(report, first: int, end: int) -> bool:
     return bool(told) and not report.own & {*told}
 
 
+def _mistaken_identity(report) -> bool:
+    """One finding called another: "the burns are the bone spicules"."""
+    found = sorted((m for m, _ in report.parts.mentions if m.status != "negated"), key=lambda m: m.start)
+    return any(_IS.fullmatch(report.parts.lower, one.end, other.start) and not (
+        family(one.finding) & family(other.finding)) for one, other in pairwise(found))
+
+
+@cache
+def _numbers(label: str) -> dict[str, set[float]]:
+    """The numbers with a unit of length on the pages of a label, by unit."""
+    found: dict[str, set[float]] = {}
+    for pair in sorted(pairs()):
+        for size, unit in _LENGTH.findall(acquire(*pair).text.lower()) if pair[0] == label else ():
+            found.setdefault(unit, set()).add(float(size))
+    return found
+
+
 def _wrong_number(report) -> bool:
-    """A size that the scales call otherwise."""
-    for cue in _COMPARED.finditer(low := report.parts.lower):
+    """A size that the scales call otherwise, a threshold that K does not know, too many quadrants demanded."""
+    low = report.parts.lower
+    for cue in _COMPARED.finditer(low):
         first, end = report.parts.sentence(cue.start())
         size, more = float(cue[2]), bool(cue[1])
         for row in RULES["measures"]:
@@ -183,7 +212,33 @@ def _wrong_number(report) -> bool:
                     low, first, end):
                 continue
             for words, (least, most) in row["words"].items():
-                said = _pattern(rf"{RULES['calls']}(?:{words})\b").search(low, cue.end(), end)
+                said = _pattern(rf"(?:[^.;]*?{RULES['calls']}| )(?:{words})\b").match(low, cue.end(), end)
                 if said and (size >= most or size < least if more else size <= least or size > 1.25 * most):
+                    return True
+    for cue in RULE["cutoff"].finditer(low):
+        known = _numbers(report.said).get(cue[2].replace("\u03bc", "u")[:2].replace("mi", "um"))
+        if known and float(cue[1]) not in known:
+            return True
+    for first, end in pairwise(report.parts.ends) if "quadrant" in low else ():
+        for about, right in RULES["quadrants"].items():
+            said = _pattern(rf"\b(?:{about})([^.;]*?)\b(one|two|three|four|all|each|every|single|any|\d)\b(?: of)?"
+                            r"(?: the)?(?: \w+)? quadrants?\b").search(low, first, end)
+            if said and said[2] not in right and RULE["insists"].search(low, first, said.end()):
+                return True
+    return False
+
+
+def _wrong_grade(report) -> bool:
+    """A grade of a scale that belongs to other signs: "in the ICDR venous beading is grade 1"."""
+    low = report.parts.lower
+    for scale, grades in RULES["scales"].items():
+        for cue in _pattern(scale).finditer(low):
+            first, end = report.parts.sentence(cue.start())
+            said = RULE["stated"].search(low, first, end)
+            if said and not RULE["unlike"].search(low, first, end):
+                told = [grades[name] for m, *_ in report.parts.mentions + report.parts.labels
+                        if first <= m.start < said.start() and m.status == "asserted"
+                        for name in family(m.finding) if name in grades]
+                if told and max(told) != _GRADES.get(said[1], said[1]):
                     return True
     return False

@@ -26,7 +26,7 @@ def application(folder: Path):
     import torch
     from transformers.cli.serving import chat_completion, model_manager, server, utils
 
-    from fundus_lib.generation import placed
+    from fundus_lib.answering import placed
     from fundus_lib.perception import base_path
 
     class Handler(chat_completion.ChatCompletionHandler):

@@ -144,9 +144,14 @@ class Rewards(Section):
 
 
 class Evaluation(Section):
+    engine: Annotated[Literal["transformers", "vllm"], OURS]  # that answers for the models trained here, and `models`
     batch_size: Annotated[PositiveInt, OURS]
     max_new_tokens: Annotated[PositiveInt, STATED]
     bootstrap: Annotated[PositiveInt, OURS]                   # resamples of an interval
+    models: Annotated[tuple[str, ...], Field(strict=False), STATED]   # others: a name in references/models.yaml, a
+    #                                                 folder, a hub id, or "served": server.vision_model at server.url
+    remote_code: Annotated[bool, OURS]                        # may a model bring code of its own?
+    predictions: Annotated[str | None, OURS]                  # folder of answers made elsewhere, one entry a model
 
 
 class Settings(Section):

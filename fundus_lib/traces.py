@@ -6,6 +6,7 @@ from collections.abc import Collection
 from functools import cached_property
 from itertools import pairwise
 
+from fundus_lib.assertion import Mention, with_status
 from fundus_lib.knowledge import vocabulary
 from fundus_lib.lexicon import canonical_label, describes, family, findings, reading
 from fundus_lib.questions import option_texts
@@ -16,6 +17,7 @@ CATEGORIES = ("modality_inconsistency", "missing_required_vf", "redundant_or_inc
               "knowledge_missing_or_mismatch", "answer_mismatch", "self_contradiction", "format_error")
 _BRACKETS = re.compile(r"[\[{<][^\]}>]{3,300}")
 _FEW = frozenset(RULES["function_words"])
+_OF_ANY_IMAGE = frozenset("image cfp oct uwf ffa photograph scan picture".split())  # they link nothing to a rule
 _ONLY = {side: re.compile(held) for side, held in RULES["only"].items()}
 
 
@@ -38,7 +40,8 @@ class TraceReport:
                     len(low) - end < 2 and start - self.parts.sentence(start)[0] < 3)) or (
                 name in RULES["inferred"] and name in self.known.required and (
                     concluded or bool(self.seen) > (name in self.seen)))
-            named["hypothetical" if inferred else mention.status].add(name)
+            aside = (mention.status == "negated" or name not in self.seen) and self._aside(mention)
+            named["hypothetical" if inferred or aside else mention.status].add(name)
         spans = [n[1:3] for n, *_ in self.parts.labels]
         spans += [m[1:3] for m, *_ in self.parts.mentions if m.status != "asserted"]
         for name in self.known.required & self.seen - family(*named["asserted"]) - named["hedged"]:
@@ -47,6 +50,17 @@ class TraceReport:
         self.asserted, self.hedged, self.denied = (frozenset(named[s]) for s in ("asserted", "hedged", "negated"))
         self.held, self.made_up = family(*self.asserted), self.asserted - self.seen
         self.concluded = [m.finding for m, concluded, _ in self.parts.labels if concluded and m.status == "asserted"]
+
+    def _aside(self, mention: Mention) -> bool:
+        """Is it denied of another site ("the lower half is free of A"), demanded by a rule, or a gloss ("A = B")?"""
+        parts, (_, start, end, status) = self.parts, mention  # asserted: V(I) lacks it
+        if status == "negated":
+            return bool(RULE["elsewhere"].match(parts.lower, end)) or any(
+                first <= start < last + 40 for first, last in parts.says.get("free_site", ()))
+        first = parts.sentence(start)[0]
+        return parts.within("demands", first, start) or parts.within("all_needed", first, start) or any(
+            m.finding in self.seen and m.start > end and RULE["gloss"].fullmatch(parts.lower, end, m.start)
+            for m, _ in parts.mentions)
 
     @cached_property
     def problems(self) -> set[str]:
@@ -75,9 +89,10 @@ class TraceReport:
 
     def modality_inconsistency(self) -> bool:
         """Calls the image by another modality, or claims a sign that this one cannot show; a next test may be named."""
-        foreign = (start for i, row in enumerate(RULES["modality_words"]) if self.modality not in row["except"]
-                   for start, _ in self.parts.says.get(("modality_words", i), ()))
-        if any(not self.parts.within("next_step", *self.parts.sentence(start)) for start in foreign):
+        foreign = [(*span, "", "") for i, row in enumerate(RULES["modality_words"])
+                   if self.modality not in row["except"] for span in self.parts.says.get(("modality_words", i), ())]
+        if any(word.status in ("asserted", "hedged") and not self.parts.within("next_step", *self.parts.sentence(
+                word.start)) for word in foreign and with_status(self.text, foreign)):
             return True
         return not all(self.modality in findings()[f]["shown_by"] for f in self.asserted | self.hedged)
 
@@ -103,7 +118,7 @@ class TraceReport:
         unproven = self.missing_required_vf() if said in (self.label, None) else \
             bool(known_of) and not any(known.satisfied_by(self.asserted) for known in known_of)
         linked = "conclude" in self.parts.says or sum(  # words that no finding, label or cue accounts for
-            stem not in _FEW and not any(first <= place < end for first, end, _ in reading(self.text).cues)
+            stem not in _FEW | _OF_ANY_IMAGE and not any(first <= place < end for first, end, _ in reading(self.text).cues)
             for place, stem in self.parts.loose) > 1
         return unproven or not linked or false_rule(self) or self.hacks
 
@@ -122,7 +137,23 @@ class TraceReport:
         low = self.parts.lower
         alone = [m.finding for m, *_ in self.parts.mentions if m.status == "asserted" and (
             _ONLY["before"].search(low[max(0, m.start - 60):m.start]) or _ONLY["after"].search(low[m.end:m.end + 60]))]
-        return bool(self.held & self.denied) or against or any(self.asserted - family(name) for name in alone)
+        return bool(self.held & self.denied) or against or self._free_where_found() or any(
+            self.asserted - family(name) for name in alone)
+
+    def _free_where_found(self) -> bool:
+        """Is a site with a finding called free or normal? "Blood fills the upper sector; the upper sector is clear"."""
+        low, told = self.parts.lower, [m for m, *_ in self.parts.mentions]
+        for start, end in self.parts.says.get("free_site", ()):
+            words = low[start:end].split()
+            spared = family(*(m.finding for m in told if m.status == "negated" and start <= m.start < end + 60))
+            for mention in told:
+                a, b = self.parts.sentence(mention.start)
+                site = " ".join(words[:1 if spared & family(mention.finding) else 2])
+                if mention.status == "asserted" and not start <= mention.start < end and (
+                        site in low[a:min(b, start)] or site in low[max(a, end):b]) and (
+                        not spared or len(site.split()) == 1) and words[0] not in ("other", "remaining", "opposite"):
+                    return True
+        return False
 
     def format_error(self) -> bool:
         """Broken, empty or conflicting tags, or markup for the judge."""

@@ -109,7 +109,7 @@ def write_vlmevalkit(file: Path, questions: pd.DataFrame, root: Path | None) -> 
     VLMEvalKit judges one letter only: questions with several answers and open ones are to be scored here.
     """
     ours = questions.reset_index(drop=True).drop(columns=["image", "options", "question", "answer"], errors="ignore")
-    group = ours.get("benchmark", ours["level"].str[:2])
+    group = ours["benchmark"] if "benchmark" in ours else ours["level"].str[:2]
     base64_table(questions, root).assign(**{"category": ours["task"], "l2-category": group}).join(ours).to_csv(
         file, sep="\t", index=False)
 

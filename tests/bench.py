@@ -240,10 +240,54 @@ def served_judging(requests: int = 1000, in_flight: int = 32, seconds: float = 0
              "n": requests}]
 
 
+def answering_speed(pairs: int = 6, batch: int = 64, setup: str = "G") -> list[dict]:
+    """P11: the cpu run's model answers its own test questions one by one and in batches, interleaved; median ratio of
+    processor time (one thread) with a bootstrap interval, and how many answers differ. Prompts are ragged, of all three
+    benchmarks; two in three images are copies at another size or shape."""
+    from fundus_lib import answering, benchmarks, data, evaluation, settings
+    from fundus_lib.generation import open_image
+
+    run, lot, section = ROOT / "runs" / "cpu", random.Random(0), settings.load("cpu").evaluation
+    root, folder = run / "01_data" / "downloads", run / "06_grpo" / setup / "seed0"
+    asked = benchmarks.read_all(run / "01_data" / "benchmarks", root).sample(pairs * batch, random_state=0)
+    ratios, once, wrong = [], [], 0
+
+    def timed(part: pd.DataFrame, size: int) -> tuple[float, pd.DataFrame]:
+        started = time.process_time()
+        said = answering.answer_questions(folder, part, section.model_copy(update={"batch_size": size}))
+        return time.process_time() - started, evaluation.score_predictions(part, said)
+
+    with tempfile.TemporaryDirectory() as copies:
+        files = []
+        for i, row in enumerate(asked.itertuples()):
+            image = open_image(row.image if isinstance(row.image, bytes) else data.image_path(root, row.path))
+            wide, high = lot.choice([(1, 1), (0.6, 0.6), (1.5, 0.9)])
+            files.append(str(Path(copies) / f"{i}.png"))
+            image.resize((round(image.width * wide), round(image.height * high))).save(files[-1])
+        asked, threads = asked.assign(image=files), torch.get_num_threads()
+        torch.set_num_threads(1)
+        timed(asked[:2], 2)  # load and warm
+        for k in tqdm(range(pairs), desc="answers, one by one and in batches", unit="pair"):
+            part = asked[k * batch:(k + 1) * batch]
+            found = {size: timed(part, size) for size in lot.sample([1, batch], 2)}  # in a new order each time
+            ratios.append(found[1][0] / found[batch][0])
+            once.append(found[batch][0])
+            one, many = (found[size][1][["extracted", "status", "hit"]].fillna("") for size in (1, batch))
+            wrong += int((one != many).any(axis=1).sum())
+        torch.set_num_threads(threads)
+    resampled = np.median(np.random.default_rng(0).choice(ratios, (2000, pairs)), axis=1)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return [{"what": f"one by one / batches of {batch}", "value": median(ratios), "low": low, "high": high,
+             "unit": "ratio", "target": ">= 3", "n": pairs},
+            {"what": f"answers in batches of {batch}", "value": len(asked) / sum(once), "unit": "questions/s",
+             "n": len(asked)},
+            {"what": "changed scores", "value": wrong, "unit": "answers", "target": "0", "n": len(asked)}]
+
+
 if __name__ == "__main__":
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout
     table = pd.DataFrame([*loading(), imports(), *leakage(), *voting_speed(1), *voting_speed(32, 5), *judging(),
-                          *served_judging()])
+                          *served_judging(), *answering_speed()])
     table = table.assign(machine=f"{os.cpu_count()} cores, {platform.machine()}", commit=commit.strip())
     table.to_csv(RECORD, index=False)
     print(table.drop(columns=["machine", "commit"]).round(2).to_string(index=False), f"\n-> {RECORD}")

@@ -104,7 +104,7 @@ def client(questions: int = 2000, in_flight: int = 8) -> dict:
 
 def voting(images: int = 150) -> dict:
     """The vote of notebook 03 by the recorded small model on drawn images."""
-    from fundus_lib import extraction, generation, knowledge, perception, world
+    from fundus_lib import answering, extraction, knowledge, perception, world
 
     section = settings.load("cpu").voting.model_copy(update={"batch_size": 4})
     _, words = knowledge.build([("Moderate NPDR", "CFP")])
@@ -115,7 +115,7 @@ def voting(images: int = 150) -> dict:
             drawing.image.save(Path(folder) / f"{i}.png")
         records = pd.DataFrame([{"id": f"eye {i}", "path": f"{i}.png", "split": "train", "labels": ["Moderate NPDR"],
                                  "modality": "CFP", "masks": [], "dataset": "drawn"} for i in range(images)])
-        seer, finder = generation.placed(perception.RECORDED), perception.known_findings(perception.RECORDED)
+        seer, finder = answering.placed(perception.RECORDED), perception.known_findings(perception.RECORDED)
         return sharded(lambda part: extraction.find_findings(*seer, part, words, finder, Path(folder), section, 0),
                        records, "id", "voting")
 

@@ -1,12 +1,10 @@
-import pandas as pd
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from fundus_lib import generation
 from fundus_lib import model as models
-from fundus_lib.questions import prompt
-from fundus_lib.settings import load
 
 PROMPTS = ["What is this?", "Which diagnosis fits this image?", "Drusen?", "Describe the findings."]
 
@@ -105,6 +103,27 @@ def test_decoding_stops_when_every_rollout_has_ended(loaded, images, monkeypatch
         assert generation.decode(model, start, torch.zeros(1, 2, 50), temperature=0.0).shape == (1, 2, 1)
 
 
+@pytest.mark.parametrize(("temperature", "rollouts"), [(0.0, 1), (1.0, 3)])
+def test_pairs_that_have_ended_leave_the_batch_and_nothing_changes_for_the_others(loaded, images, monkeypatch,
+                                                                                temperature, rollouts):
+    model, processor = loaded
+    pairs = [(generation.open_image(image), prompt) for image, prompt in zip(images, PROMPTS, strict=False)]
+    draws = torch.from_numpy(np.stack([generation.noise(1, *pair, rollouts, 8) for pair in pairs]))
+    with torch.no_grad():
+        start = generation.prefill(model, processor, pairs)
+        whole = generation.decode(model, start, draws, temperature)
+        ends = {whole[0, 0, 1].item(), *whole[1, :, 2].tolist(), *whole[2, :, 4].tolist()}
+        monkeypatch.setattr(model.generation_config, "eos_token_id", sorted(ends))
+        sizes, forward = [], model.forward
+        monkeypatch.setattr(model, "forward", lambda **how: sizes.append(len(how["input_ids"])) or forward(**how))
+        for _ in range(2):  # and the prefilled state stays as it was
+            ours = generation.decode(model, start, draws, temperature)
+            for said, full in zip(ours.flatten(0, 1).tolist(), whole.flatten(0, 1).tolist(), strict=True):
+                length = next((i + 1 for i, token in enumerate(full) if token in ends), 8)
+                assert said == (full[:length] + [model.generation_config.pad_token_id] * 8)[:len(said)]
+    assert sizes[0] == 4 and min(sizes) <= 2
+
+
 def test_option_scores_are_the_models_log_probabilities(loaded, images):
     model, processor = loaded
     scores = generation.option_scores(model, processor, images[0], "Diagnosis?", ["No DR", "Moderate NPDR"])
@@ -126,14 +145,5 @@ def test_images_open_from_paths_bytes_and_images(images):
     from_path = generation.open_image(images[1])
     assert from_path.tobytes() == generation.open_image(images[1].read_bytes()).tobytes()
     assert generation.open_image(Image.new("L", (2, 2))).mode == "RGB"
-
-
-def test_questions_are_answered_in_their_order_and_weighed_by_likelihood(loaded, tiny_base, images):
-    questions = pd.DataFrame({"question": ["What is the diagnosis?"] * 3, "kind": "single", "image": images[:3],
-                              "options": [[{"letter": "A", "text": "No DR"}, {"letter": "B", "text": "Drusen"}]] * 3})
-    said = generation.answer_questions(tiny_base, questions, load("smoke").evaluation)
-    backwards = generation.answer_questions(tiny_base, questions[::-1], load("smoke").evaluation)
-    assert len(said) == 3 and said == backwards[::-1]
-    scores = generation.option_scores(*loaded, images[0], prompt("What is the diagnosis?", questions.options[0]),
-                                      ["<answer> No DR </answer>", "<answer> Drusen </answer>"])
-    assert generation.likeliest_options(tiny_base, questions)[0] == "AB"[scores[1] > scores[0]]
+    assert [image.size for image in generation.open_images(list(images[:2]))] == [(72, 48), (48, 48)]
+    assert len(generation.open_images(images[0])) == 1

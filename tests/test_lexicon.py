@@ -127,9 +127,10 @@ def test_looking_a_cue_up_by_its_first_word_finds_what_trying_every_cue_finds():
         for phrase in kind if "(" not in phrase)
     read = lexicon.reading(text + " . cannot be entirely excluded. Not a single one. The nearest is nowhere to be "
     "seen.")
-    tried = [(start, hit.end(), kind) for start, _ in read.words for _, phrase, kind in cues.tried
+    every = {(phrase, kind) for tried in cues.tried.values() for _, phrase, kind in tried}
+    tried = [(start, hit.end(), kind) for start, _ in read.words for phrase, kind in every
              if (hit := phrase.match(read.lower, start))]
-    assert len(tried) > 100 and cues.find(read) == tried
+    assert len(tried) > 100 and sorted(cues.find(read)) == sorted(tried)
 
 
 def test_abbreviations_are_case_sensitive():

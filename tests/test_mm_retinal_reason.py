@@ -115,3 +115,12 @@ def test_kind_from_answer_and_file_name(tmp_path, human, gpt, name, wanted):
 def test_a_malformed_record_is_named(tmp_path, record, reason):
     with pytest.raises(data.DataError, match=f"single_choice_test_data_CFP.json, row 1: .*{reason}"):
         read_one(tmp_path, record)
+
+
+@pytest.mark.parametrize("name, split", [("complex_reason_train", "train"), ("complex_reason", "test"),
+                                         ("single_choice_val_data_UWF", "val")])
+def test_the_file_name_says_the_split(tmp_path, name, split):
+    """A training case that reads as a test case would be scored, and was trained on."""
+    (tmp_path / f"{name}.json").write_text(json.dumps([{"image": ["a.jpg"], "conversations": [
+        {"from": "human", "value": "Which diagnosis?"}, {"from": "gpt", "value": "<answer> AMD </answer>"}]}]))
+    assert mm_retinal_reason.read_mm_retinal_reason(tmp_path).split.to_list() == [split]

@@ -113,9 +113,9 @@ def test_a_faulty_server_changes_no_verdict(monkeypatch, tmp_path):
     def say(prompt, seed):
         return json.dumps({"reason": "so", "verdict": verdicts[int(re.search(r"View (\d+):", prompt)[1])]})
 
-    monkeypatch.setattr(faulty_server, "answer_to", say)
     monkeypatch.setattr(client, "PAUSE", 0.01)
-    with faulty_server.FaultyServer(lambda *call: faults.append(fault(*call)) or faults[-1], delay=0.005) as server:
+    with faulty_server.FaultyServer(lambda *call: faults.append(fault(*call)) or faults[-1], delay=0.005,
+                                    says=say) as server:
         place = settings.load("cpu").server.model_copy(update={"url": server.url, "in_flight": 32})
         judge = opinions.LLMJudge(client.Client(place, "judge", tmp_path / "judge.sqlite"))
         assert judge(rows) == [verdicts[i] for i in drawn] and len(server.seen) == 120

@@ -11,7 +11,7 @@ import requests
 from faulty_server import FaultyServer
 from PIL import Image
 
-from fundus_lib import client, generation, serving, settings, world
+from fundus_lib import answering, client, generation, serving, settings, world
 from fundus_lib.perception import MODALITIES, RECORDED, ask_option
 
 QUESTION, DESCRIBE = ask_option("Which imaging modality is this?", MODALITIES), "Describe the findings in this image."
@@ -57,7 +57,7 @@ def test_the_model_is_listed_under_its_folders_name_and_nothing_else_is_served(u
 
 
 def test_the_image_arrives_and_the_answer_is_the_one_given_in_process(url, drawings):
-    here = generation.generate(*generation.placed(RECORDED), drawings, [QUESTION] * 6, max_new_tokens=60, batch_size=1)
+    here = generation.generate(*answering.placed(RECORDED), drawings, [QUESTION] * 6, max_new_tokens=60, batch_size=1)
     served = [texts(url, file) for file in drawings]
     assert here == served == [[f"<think> This is a {modality} image. </think> <answer> {modality} </answer>"]
                               for modality in ("CFP", "CFP", "CFP", "OCT", "OCT", "OCT")]

@@ -120,6 +120,30 @@ MODALITY, MISSING, WRONG, RULE, CONTRA = ("modality_inconsistency", "missing_req
     ("Wet AMD", "OCT", [PED, SRF], "A PED lifts the RPE above subretinal fluid, while the RPE band is flat. This "
      "means wet AMD.",
      [CONTRA], [WRONG]),
+    # scales, thresholds and counts; a site that holds and lacks a sign; another's mechanism; glosses; comparatives
+    ("Pathological myopia", "CFP", ["macular atrophy"], "Macular atrophy is seen. META-PM lists macular atrophy as "
+     "category 1, hence pathological myopia.", [RULE], [CONTRA]),
+    ("Macular hole", "OCT", [HOLE], "A full-thickness foveal defect is seen. IVTS sets the limit of a small hole at "
+     "900 um, so macular hole.", [RULE], []),
+    ("Macular hole", "OCT", [HOLE], "A full-thickness foveal defect of 420 um exceeds the limit of 400 um, so it is a "
+     "large macular hole.", [], []),
+    ("Severe NPDR", "CFP", ["intraretinal microvascular abnormality"], "Prominent IRMA is seen. The 4-2-1 rule demands "
+     "IRMA in all four quadrants, so severe NPDR.", [RULE], [CONTRA]),
+    ("Retinal detachment", "UWF", ["retinal detachment"], "The nasal retina is detached, yet the nasal retina is flat "
+     "throughout. Fluid through a tear explains it: retinal detachment.", [CONTRA], [WRONG, RULE]),
+    ("Branch retinal vein occlusion", "CFP", ["sectoral hemorrhage"], "Hemorrhages are confined to the upper sector "
+     "and the lower half is free of hemorrhage. An obstructed branch explains this: branch retinal vein occlusion.",
+     [], []),
+    ("Retinal detachment", "UWF", ["retinal detachment"], "The retina is detached. Raised intracranial pressure pushes "
+     "it forward, so retinal detachment.", [RULE], []),
+    ("Optic atrophy", "CFP", ["optic disc pallor"], "The disc is pale. Pallor that exceeds cupping reflects the loss "
+     "of axons, hence optic atrophy.", [], []),
+    ("Laser scars", "CFP", ["laser scar"], "Laser scars are seen in rows. Laser scars are the drusen that aging "
+     "leaves, hence laser scars.", [RULE], [WRONG]),
+    ("Drusen", "OCT", ["drusen"], "The only lesion is a row of drusen, along with some subretinal fluid. That means "
+     "drusen.", [CONTRA, WRONG], [RULE]),
+    ("Glaucoma", "CFP", [CUP, RIM], "The cup is enlarged, the rim thin, and late hyperfluorescence spreads next to the "
+     "disc. Axons are lost: glaucoma.", [MODALITY], []),
     ("Wet AMD", "OCT", [PED, SRF], "A PED with subretinal fluid is present. Overall the diagnosis is dry AMD.",
      ["answer_mismatch"], [RULE]),
 ])

@@ -94,7 +94,7 @@ def test_a_finding_changes_the_same_eye_where_its_mask_is(modality, finding):
     assert change[mask].mean() > 12 and harder.mean() < 0.9 * change.mean()
 
 
-@pytest.mark.parametrize("finding", clinic.OCT[:6])
+@pytest.mark.parametrize("finding", clinic.LESIONS["OCT"][:6])
 def test_a_lesion_of_a_scan_is_seen_where_its_mask_is(finding):
     """The mask is darker, or brighter, than the ring around it."""
     drawing = world.draw(np.random.default_rng(5), "OCT", {finding}, camera="clinic", height=128)
@@ -136,8 +136,9 @@ def test_a_description_draws_at_any_size():
 
 def test_any_camera_holds_the_other_two():
     for style in ("clinic", "screening"):
-        for (low, high), (lowest, highest) in zip(scene.STYLES[style], scene.STYLES["any"], strict=True):
-            assert lowest <= low <= high <= highest
+        assert [*scene.STYLES[style]] == [*scene.STYLES["any"]] == [*scene.Camera._fields]
+        for setting, (low, high) in scene.STYLES[style].items():
+            assert scene.STYLES["any"][setting][0] <= low <= high <= scene.STYLES["any"][setting][1]
 
 
 def test_the_disc_is_nasal():

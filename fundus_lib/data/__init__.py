@@ -23,18 +23,14 @@ from fundus_lib.data.splits import SAME_PHOTOGRAPH, close_pairs, drop_conflicts,
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["ANNOTATED", "CAMERAS", "DataError", "annotated", "catalogue", "download_root", "drop_conflicts",
+__all__ = ["ANNOTATED", "CAMERAS", "DataError", "catalogue", "download_root", "drop_conflicts",
            "duplicates", "fingerprint", "hold_out", "image_path", "leakage", "load_dataset", "read_downloads",
            "read_mask", "status", "table2"]
 
+# The lesions that annotators drew wherever an image of the set has masks.
 ANNOTATED = {name: tuple(entry.annotated) for name, entry in catalogue().items() if entry.annotated}
 CAMERAS = ("clinic", "screening")
 FEW = 1000  # images that one process hashes about as soon as others have started
-
-
-def annotated(dataset: str) -> tuple[str, ...]:
-    """The lesions that annotators drew wherever an image of the set has masks; none for a set without masks."""
-    return ANNOTATED.get(dataset, ())
 
 
 def load_dataset(name: str, root: str | Path) -> "datasets.Dataset":
@@ -196,7 +192,7 @@ def share(records: pd.DataFrame) -> pd.DataFrame:
     Neighbouring B-scans of a patient look alike: they are no copies.
     """
     masks, labels = records["masks"].to_list(), records["labels"].to_list()
-    diagnosed = [not set(row.labels) <= set(annotated(row.dataset)) for row in records.itertuples()]
+    diagnosed = [not set(row.labels) <= set(ANNOTATED.get(row.dataset, ())) for row in records.itertuples()]
     patients = records["dataset"].where(records["patient"].notna()).str.cat(records["patient"]).to_numpy()
     for a, b, _ in close_pairs(records, SAME_PHOTOGRAPH).itertuples(index=False):
         if isinstance(patients[a], str) and patients[a] == patients[b]:

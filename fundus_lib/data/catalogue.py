@@ -71,13 +71,11 @@ class LabelTable(Section):
     file: str
     name: str
     name_pattern: Pattern | None = None
-    separator: str | None = None
     header: int | None = 0
     code: Columns = []
     codes: dict[str, dict[str, str | None]] = {}
     one_hot: list[str] = []
     none: str | None = None
-    many: str | None = None
     must: dict[str, str] = {}
     patient: Columns = []
     eye: str | None = None

@@ -1,4 +1,3 @@
-"""IDRiD's two scales, in order; the data set is read by its entry of the catalogue."""
+"""IDRiD's grades in order; the data set is read by its entry of the catalogue."""
 
 GRADES = ("No DR", "Mild NPDR", "Moderate NPDR", "Severe NPDR", "PDR")
-DME_RISKS = ("No DME", "DME (mild risk)", "DME (severe risk)")

@@ -1,7 +1,6 @@
 """Readers that the catalogue's ordinary data sets share: pictures by their paths, label tables, mask files beside."""
 
 import fnmatch
-import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fundus_lib.data import photographs, scans
 from fundus_lib.data import records as disk
 from fundus_lib.data.catalogue import DataSet, LabelTable, Masks
 from fundus_lib.data.records import DataError, Problem, Record, plain
@@ -53,9 +53,6 @@ class Inside(dict):
 
 def find(entry: DataSet, inside: Inside) -> list[Path]:
     """The folders at most three below the root that hold a data set."""
-    if entry.reader != "files":
-        return importlib.import_module(f"fundus_lib.data.{entry.reader}").find(inside.root)
-
     def fits(folder: str) -> bool:
         return (all(inside.all(folder, path) for path in entry.home.has)
                 and not any(inside.all(folder, path) for path in entry.home.lacks)
@@ -104,7 +101,7 @@ def read(entry: DataSet, home: Path) -> tuple[list[Record], list[Problem]]:
     Raises DataError when a label file is not the official one.
     """
     if entry.reader != "files":
-        return importlib.import_module(f"fundus_lib.data.{entry.reader}").read(home)
+        return (getattr(photographs, entry.reader, None) or getattr(scans, entry.reader))(entry, home)
     files = dict(walk(str(home)))
     images, found, problems = sort_files(entry, files)
     masks, wrong = read_masks(entry, home, found, images)
@@ -181,8 +178,8 @@ def read_rows(entry: DataSet, rule: LabelTable, file: Path) -> tuple[dict[Key, R
     """The rows of one label file by the key of their picture; a row that is a problem has no label."""
     columns = [rule.name, *rule.one_hot, *rule.must, *rule.patient, *filter(None, (rule.eye, rule.split_column))]
     columns += [part for name in rule.code for part in name.split(" + ")]
-    usual = {".tsv": "\t", ".txt": r"\s+"}.get(file.suffix.lower(), ",")
-    table = disk.read_table(file, columns, rule.separator or usual, rule.header)
+    separator = {".tsv": "\t", ".txt": r"\s+"}.get(file.suffix.lower(), ",")
+    table = disk.read_table(file, columns, separator, rule.header)
     rows, problems = {}, []
     for number, cells in zip(table.index, table.to_dict("records"), strict=True):
         cell, wrong, group = cells[rule.name].replace("\\", "/"), [], {}
@@ -217,8 +214,7 @@ def labels_of(entry: DataSet, rule: LabelTable, cells: dict[str, str]) -> tuple[
     labels = []
     for column in rule.code:
         text = "/".join(cells[part] for part in column.split(" + "))  # OCTDL's grade of AMD needs two columns
-        for code in text.split(rule.many) if rule.many else [text]:
-            labels.append(meaning(code.strip(), rule.codes.get(column, entry.labels), column, entry.leave_out))
+        labels.append(meaning(text, rule.codes.get(column, entry.labels), column, entry.leave_out))
     if wrong := [column for column in rule.one_hot if cells[column] not in ("0", "1")]:
         raise DataError(f"{wrong[0]} is {cells[wrong[0]]!r}, neither 0 nor 1")
     found = [code for code in rule.one_hot if cells[code] == "1"]
@@ -264,8 +260,5 @@ def cleaned(entry: DataSet, home: Path, file: Path, value: str | int) -> Path:
                 values = np.asarray(image.convert("L"))
         except disk.UNREADABLE as error:
             raise DataError(f"{file} is not a readable mask: {error}") from None
-        clean.parent.mkdir(parents=True, exist_ok=True)
-        part = clean.with_suffix(f".{os.getpid()}.part")
-        Image.fromarray(values == (0 if value == "zero" else value)).save(part, format="PNG")
-        part.replace(clean)
+        scans.write(clean, Image.fromarray(values == (0 if value == "zero" else value)), {})
     return clean

@@ -122,13 +122,6 @@ def read_table(file: Path, columns: list[str], separator: str = ",", header: int
     return table[table.ne("").any(axis=1)]
 
 
-def matched(dataset: str, file: Path, names: list[str], images: dict[str, Path], rows: str = "rows") -> list[Problem]:
-    """What the label file names and the folder lacks, and the reverse: one problem each, however many files."""
-    both = {f"{rows} without their image": [name for name in names if name not in images],
-            f"images without {rows}": sorted(set(images) - set(names))}
-    return [Problem(dataset, file, None, f"{len(f)} {what}, first: {f[0]}") for what, f in both.items() if f]
-
-
 def fingerprint(picture: Path | bytes) -> tuple[str, str]:
     """(sha256 of a picture file, perceptual hash of what it shows) in hex. Raises DataError when it cannot be decoded.
 
@@ -181,12 +174,6 @@ def same_shape(mask: np.ndarray, file: Path) -> bool:
         return True
 
 
-def refuse_wide(image: Image.Image) -> None:
-    """Raises DataError for gray values of 16 bits or more: everything above 255 would come out white."""
-    if image.mode.startswith(("I", "F")):
-        raise DataError("gray values of 16 bits or more; save it with 8 bits, scaled to its brightest value")
-
-
 def check_whole(path: str | Path) -> None:
     """Look at the first and last bytes of a picture only. Raises DataError when it is empty, cut or none at all.
 
@@ -202,7 +189,9 @@ def check_whole(path: str | Path) -> None:
         wide = start[24:26] == b"\x10\x00"  # 16 bits, gray
         if not (jpeg and end.endswith(b"\xff\xd9") or png and end[4:8] == b"IEND" and not wide):
             with Image.open(path) as image:
-                refuse_wide(image)
+                if image.mode.startswith(("I", "F")):  # everything above 255 would come out white
+                    raise DataError("gray values of 16 bits or more; save it with 8 bits, "
+                                    "scaled to its brightest value")
                 image.draft("L", (160, 160))
                 image.load()
     except UnicodeEncodeError:

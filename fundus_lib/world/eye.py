@@ -5,7 +5,7 @@ The eye is a right one, mm from the fovea, x towards the nose, y down; a left on
 
 import numpy as np
 
-from fundus_lib.world.scene import Camera, Layer, View, blend, cloud
+from fundus_lib.world.scene import Camera, Drawing, Layer, View, blend, cloud, develop
 
 DISC_SIZE = {"CFP": 1.0, "UWF": 1.3}  # against life
 DISC = {"CFP": ((0.96, 0.68, 0.38), (1.0, 0.96, 0.80)), "UWF": ((0.84, 0.62, 0.26), (0.98, 0.94, 0.60))}  # rim, cup
@@ -56,6 +56,16 @@ class Eye:
         turn, on = np.minimum(2 * s, 1) * np.pi / 2, np.maximum(2 * s - 1, 0) * (far - 5)
         climb = up * (self.bow * np.sin(turn) + rng.uniform(-0.15, 0.15) * on)
         return self.disc - 4.8 * (1 - np.cos(turn)) ** 0.9 - on + 1j * climb + wiggle
+
+    def deliver(self, device: Camera, image: np.ndarray, inside: np.ndarray, masks, centres, disc) -> Drawing:
+        """The picture with its truth, of a right or left eye by lot; a mask ends where the field does (`inside`)."""
+        left = bool(self.rng.random() < 0.5)
+        side = slice(None, None, -1 if left else 1)
+        return Drawing(develop(self.rng, device, image[..., side]),
+                       {f: (mask & inside)[:, side] for f, mask in masks.items()},
+                       {f: self.view.fractions(points, left) for f, points in centres.items()},
+                       self.view.fractions(0, left)[0], 1 / self.view.scale[0], "left" if left else "right",
+                       self.view.fractions(self.disc, left)[0], disc[:, side])
 
 
 def branches(rng, paths: np.ndarray, widths: np.ndarray, at: list[int], steps: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from scipy.ndimage import gaussian_filter
 
 from fundus_lib.world.clinic import BLOOD, MICRO, VESSELS
 from fundus_lib.world.eye import Eye, branches
-from fundus_lib.world.scene import Drawing, Layer, blend, camera_of, cloud, develop
+from fundus_lib.world.scene import Drawing, Layer, blend, camera_of, cloud
 
 WHITE, SIZE = 0.92, 1.5  # of the dye; of lesions against life, so that the small model sees them
 
@@ -59,10 +59,5 @@ def draw_ffa(rng, lesions: frozenset[str], *, camera: str, height: int) -> Drawi
     image, disc = paint_anatomy(eye)
     masks, centres = paint_lesions(eye, image, lesions)
     rim = ((eye.x - eye.middle.real) ** 2 + (eye.y - eye.middle.imag) ** 2) / eye.axes.real**2
-    inside, left = rim < 1, bool(rng.random() < 0.5)
-    image *= (1 - device.dark) * (1 - device.vignette * rim * rim) * inside
-    side = slice(None, None, -1 if left else 1)
-    picture = develop(rng, device, np.repeat(image[..., side], 3, axis=0))
-    return Drawing(picture, {f: (m & inside)[:, side] for f, m in masks.items()},
-                   {f: eye.view.fractions(c, left) for f, c in centres.items()}, eye.view.fractions(0, left)[0],
-                   1 / eye.view.scale[0], ("right", "left")[left], eye.view.fractions(eye.disc, left)[0], disc[:, side])
+    image *= (1 - device.dark) * (1 - device.vignette * rim * rim) * (rim < 1)
+    return eye.deliver(device, np.repeat(image, 3, axis=0), rim < 1, masks, centres, disc)

@@ -10,39 +10,21 @@ import numpy as np
 
 from fundus_lib.world import clinic
 from fundus_lib.world.eye import Eye, paint_disc, paint_field, paint_retina, paint_vessels
-from fundus_lib.world.scene import CIRCLE, Drawing, Layer, blend, camera_of, cloud, develop
+from fundus_lib.world.scene import CIRCLE, Drawing, Layer, blend, camera_of, cloud
 
 LESION_SIZE = {"CFP": 1.5, "UWF": 2.8}  # against life
 RETINA = {"CFP": (0.80, 0.41, 0.19), "UWF": (0.62, 0.42, 0.16)}
-LOOKS = {  # of spots: colour, radii (mm before LESION_SIZE), across/along, rough, soft, share of flames
-    clinic.DRUSEN: ((0.97, 0.82, 0.52), (0.05, 0.10), 1.0, 0.1, 0.45, 0),
-    clinic.PATCHY: ((0.90, 0.91, 0.84), (0.34, 0.60), 0.8, 0.35, 0.0, 0),
-    clinic.LASER: ((0.95, 0.84, 0.56), (0.17, 0.22), 1.0, 0.08, 0.0, 0),
-    clinic.COTTON: ((0.98, 0.96, 0.92), (0.28, 0.40), 0.65, 0.2, 0.45, 0),
-    clinic.HARD: ((1.0, 0.90, 0.25), (0.05, 0.12), 0.9, 0.15, 0.0, 0),
-    clinic.FOUR: ((0.27, 0.03, 0.03), (0.10, 0.19), 0.8, 0.18, 0.25, 0.35),
-    clinic.SECTOR: ((0.27, 0.03, 0.03), (0.13, 0.24), 0.8, 0.18, 0.25, 0.55),
-    clinic.BLOOD: ((0.27, 0.03, 0.03), (0.17, 0.26), 0.8, 0.18, 0.25, 0.25),
-    clinic.MICRO: ((0.52, 0.00, 0.03), (0.094, 0.106), 1.0, 0.0, 0.0, 0),
-    clinic.ASTEROID: ((1.0, 1.0, 0.97), (0.06, 0.12), 0.9, 0.1, 0.0, 0)}
-RIMS = {clinic.LASER: [(1.55, (0.24, 0.12, 0.09))], clinic.PATCHY: [(1.12, (0.42, 0.22, 0.13))]}  # of pigment
-PATCHES = {  # of blood, sclera, choroid: radii (mm), rough, colour, colour of the choroidal vessels in it
-    clinic.SUBRETINAL_BLOOD: ((1.6, 1.5), 0.06, (0.40, 0.06, 0.08), (0.34, 0.04, 0.06)),
-    clinic.GEOGRAPHIC: ((1.5, 1.4), 0.15, (0.95, 0.70, 0.44), (0.74, 0.32, 0.15)),
-    clinic.COLOBOMA: ((1.9, 2.7), 0.06, (0.98, 0.97, 0.92), (0.80, 0.74, 0.70)),
-    clinic.PERIPAPILLARY: ((1.25, 1.3), 0.04, (0.97, 0.88, 0.70), (0.97, 0.86, 0.66))}
-ANYWHERE = {  # outside of a ring around the fovea (mm): how many; the ring; centre and reach, None: those of the field
-    clinic.MICRO: ((24, 42), 0, 1, 4.6 + 4.2j), clinic.PATCHY: ((4, 8), 1.2, 0.2, 4.2 + 3.8j),
-    clinic.BLOOD: ((6, 11), 0, None, None), clinic.ASTEROID: ((60, 90), 0, None, None)}
+LOOKS = clinic.table("looks")
 SPIKE = np.linspace(0.075, 0.03, 12)  # width of a bone spicule along its arm
 
 
 def places(eye: Eye, finding: str, size: float) -> np.ndarray:
     """Where the spots of a lesion lie."""
     rng = eye.rng
-    if finding in ANYWHERE:
-        count, inner, at, far = ANYWHERE[finding]
-        return eye.scatter(rng.integers(*count), at or eye.middle, far or 0.85 * eye.axes, lambda p: abs(p) > inner)
+    if finding in LOOKS["anywhere"]:
+        count, inner, at, far = LOOKS["anywhere"][finding]
+        far = complex(far) if far else 0.85 * eye.axes
+        return eye.scatter(rng.integers(*count), at or eye.middle, far, lambda p: abs(p) > inner)
     if finding == clinic.FOUR:  # more than 20 in each quadrant of the field
         halves = [eye.middle + complex(a * eye.axes.real, b * eye.axes.imag) / 2 for a in (-1, 1) for b in (-1, 1)]
         return np.concatenate([eye.scatter(rng.integers(21, 25), half, eye.axes / 2) for half in halves])
@@ -101,11 +83,11 @@ class Canvas:
 
     def spots(self, finding: str) -> None:
         """Many of a kind."""
-        colour, radius, across, rough, soft, flames = LOOKS[finding]
+        colour, radius, across, rough, soft, flames = LOOKS["spots"][finding]
         points = places(self.eye, finding, LESION_SIZE[self.eye.modality])
         radii = self.rng.uniform(*radius, (len(points), 1)) * np.array([self.size, self.size * across])
         radii[self.rng.random(len(points)) < flames] *= [1.9, 0.45]  # along the nerve fibres
-        for grow, tint in [*RIMS.get(finding, []), (1, colour)]:
+        for grow, tint in [*LOOKS["rims"].get(finding, []), (1, colour)]:
             layer = Layer(self.eye.view)
             layer.blobs(self.rng, points, radii * grow, np.angle(points - self.eye.disc), rough, soft)
             self.paint(coverage := layer.coverage(), tint)
@@ -141,7 +123,7 @@ class Canvas:
     def patch(self, finding: str) -> None:
         """Blood under the macula; or sclera and choroid in view, at the macula, beside or below the disc."""
         large, rng, layer, rim = self.large, self.rng, Layer(self.eye.view), Layer(self.eye.view)
-        radii, rough, colour, choroid = PATCHES[finding]
+        radii, rough, colour, choroid = LOOKS["patches"][finding]
         centre = {clinic.PERIPAPILLARY: self.eye.disc - 0.75 * large, clinic.COLOBOMA: self.eye.disc + 2.9j - 0.4,
                   clinic.GEOGRAPHIC: complex(*rng.normal(0, 0.2, 2)),
                   clinic.SUBRETINAL_BLOOD: 1.1 * large * np.exp(1j * rng.uniform(0, 2 * np.pi))}[finding]
@@ -236,10 +218,10 @@ class Canvas:
 
 # How the findings are painted, from back to front: beneath the vessels, and above them.
 BENEATH = {clinic.TESSELLATED: Canvas.tessellation, clinic.WHITENING: Canvas.whitening} | {
-    **dict.fromkeys(PATCHES, Canvas.patch), clinic.PATCHY: Canvas.spots, clinic.SRF: Canvas.fluid,
+    **dict.fromkeys(LOOKS["patches"], Canvas.patch), clinic.PATCHY: Canvas.spots, clinic.SRF: Canvas.fluid,
     clinic.DRUSEN: Canvas.spots, clinic.DETACHMENT: Canvas.detachment, clinic.LASER: Canvas.spots}
 ABOVE = {clinic.CHERRY: Canvas.foveal_spot, clinic.SPICULES: Canvas.walks, clinic.MYELINATED: Canvas.myelination} | {
-    f: Canvas.spots for f in LOOKS if f not in (*BENEATH, clinic.ASTEROID)} | {
+    f: Canvas.spots for f in LOOKS["spots"] if f not in (*BENEATH, clinic.ASTEROID)} | {
     clinic.ERM: Canvas.membrane, clinic.HOLE: Canvas.foveal_spot, clinic.VESSELS: Canvas.walks,
     clinic.PRERETINAL: Canvas.boat, clinic.VITREOUS: Canvas.veil, clinic.HAZE: Canvas.veil,
     clinic.ASTEROID: Canvas.spots}
@@ -270,9 +252,5 @@ def draw_fundus(rng, modality: str, lesions, *, camera: str, height: int, diffic
     if patterns:
         canvas.masks[clinic.BLOOD] = np.any([canvas.masks[f] for f in patterns], axis=0)
         canvas.centres[clinic.BLOOD] = [p for f in patterns for p in canvas.centres[f]]
-    inside, left = paint_field(eye, image, device), bool(rng.random() < 0.5)
-    side = slice(None, None, -1 if left else 1)
-    return Drawing(develop(rng, device, image[..., side]), {f: (m & inside)[:, side] for f, m in canvas.masks.items()},
-                   {f: eye.view.fractions(p, left) for f, p in canvas.centres.items()},
-                   eye.view.fractions(0, left)[0], 1 / eye.view.scale[0], "left" if left else "right",
-                   eye.view.fractions(eye.disc, left)[0], (disc & inside)[:, side])
+    inside = paint_field(eye, image, device)
+    return eye.deliver(device, image, inside, canvas.masks, canvas.centres, disc & inside)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from fundus_lib.world.clinic import table
+
 OVERSAMPLING = 2  # layers are drawn this much larger and averaged down: smooth edges from a pen that knows none
 CIRCLE = np.exp(2j * np.pi * np.arange(16) / 16)
 
@@ -97,25 +99,15 @@ def cloud(rng, view: View, grain: float) -> np.ndarray:
     return np.asarray(coarse.resize((view.width, view.height), Image.Resampling.BICUBIC))
 
 
-# How a device renders the retina. blur: thousandths of the image height; noise: s.d. of an image in 0..1;
-# wide (above 0.5 is yes): CFP in a 3:2 frame that cuts the circle, OCT with the white corner of a registered frame;
-# dark: share of the light that is missing, reflex: opacity of the light off the cornea (both en face).
-Camera = namedtuple("Camera", "red green blue contrast vignette blur noise wide dark reflex")
-STYLES = {  # ranges; "any" holds the other two
-    "clinic": ((0.96, 1.06), (0.93, 1.02), (0.86, 1), (0.97, 1.08), (0.2, 0.4), (0, 2.5), (0.008, 0.018), (0, 0),
-               (0, 0.15), (0, 0.15)),
-    "screening": ((0.84, 0.92), (1.02, 1.1), (1.2, 1.4), (0.78, 0.88), (0.5, 0.7), (3, 5.5), (0.022, 0.032), (1, 1),
-                  (0, 0.25), (0, 0.4)),
-    "any": ((0.8, 1.1), (0.88, 1.14), (0.78, 1.42), (0.75, 1.12), (0.15, 0.75), (0, 6.5), (0.005, 0.035), (0, 1),
-            (0, 0.35), (0, 0.5)),
-}
+STYLES = table("looks")["cameras"]
+Camera = namedtuple("Camera", STYLES["any"])  # references/world/looks.yaml explains the fields
 
 
 def camera_of(rng, style: str) -> Camera:
     """One device from the ranges of its style; ValueError for an unknown style."""
     if style not in STYLES:
         raise ValueError(f"camera {style!r} is not one of {', '.join(STYLES)}")
-    return Camera(*(float(rng.uniform(*between)) for between in STYLES[style]))
+    return Camera(*(float(rng.uniform(*between)) for between in STYLES[style].values()))
 
 
 def develop(rng, camera: Camera, image: np.ndarray) -> Image.Image:

@@ -17,8 +17,8 @@ import numpy as np
 
 from fundus_lib.lexicon import reference
 from fundus_lib.questions import prompt
+from fundus_lib.world import draw
 from fundus_lib.world.clinic import complete
-from fundus_lib.world.drawing import draw
 
 TABLE = reference("vignettes.json")
 PAIRS, HISTORIES = TABLE["pairs"], TABLE["histories"]

@@ -1,5 +1,6 @@
-"""RETOUCH: OCT volumes of three devices as MetaImage files with three fluids outlined, read as B-scans."""
+"""OCT sets that must be unpacked, a function each, which `reader` of its entry names: B-scans and masks become PNGs."""
 
+import hashlib
 import math
 import os
 import re
@@ -9,33 +10,53 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fundus_lib.data.oimhs import mask_files, stamp, write
-from fundus_lib.data.records import DataError, Problem, Record, folders, plain, unpacked
+from fundus_lib.data.catalogue import DataSet
+from fundus_lib.data.records import UNREADABLE, DataError, Problem, Record, folders, plain, unpacked
 
+COLORS = {"full-thickness foveal defect": (255, 0, 0), "intraretinal fluid": (0, 0, 255)}  # yellow: choroid
 SET = "RETOUCH-TrainingSet-"  # the test sets have no reference
 FLUIDS = {"intraretinal fluid": 1, "subretinal fluid": 2, "pigment epithelial detachment": 3}
 TYPES = {"MET_UCHAR": "u1", "MET_USHORT": "u2", "MET_SHORT": "i2", "MET_INT": "i4", "MET_FLOAT": "f4"}
 
 
-def find(root: Path) -> list[Path]:
-    """Folders with RETOUCH-TrainingSet-Cirrus, RETOUCH-TrainingSet-Spectralis or RETOUCH-TrainingSet-Topcon."""
-    return sorted({f.parent for f in folders(root, 4) if plain(f.name).startswith(SET)})
+def oimhs(entry: DataSet, home: Path) -> tuple[list[Record], list[Problem]]:
+    """Every B-scan, unpacked once: the left half of a picture, whose right half are its areas in colours. All eyes have
+    a hole, but only a B-scan that cuts it has the label Macular hole. `patient` is the eye: six of the 119 patients
+    gave both, and the pictures' names do not tell which."""
+    cache, records, problems = unpacked(entry.name, home), [], []
+    files = sorted(home.glob("Images/[0-9]*/[0-9]*.png"))
+    for file in tqdm(files, desc=entry.name, unit="image", leave=False, mininterval=2):
+        eye, scan = file.parent.name, cache / file.parent.name / f"{file.stem}-{stamp(file)}.png"
+        try:
+            if not scan.is_file():
+                with Image.open(file) as image:
+                    left, right = image.crop((0, 0, 512, 512)), np.asarray(image.convert("RGB"))[:, 512:]
+                if image.size != (1024, 512) or not (right == (0, 255, 0)).all(axis=-1).any():
+                    raise DataError(f"{image.size} pixels, not (1024, 512), or no retina (pure green) on the right")
+                write(scan, left, {name: (right == color).all(axis=-1) for name, color in COLORS.items()})
+        except UNREADABLE as error:
+            problems.append(Problem(entry.name, file, None, f"not readable: {error}"))
+            continue
+        masks = tuple((name, mask) for name, mask in mask_files(scan, COLORS).items() if mask.is_file())
+        labels = tuple("Macular hole" if name == "full-thickness foveal defect" else name for name, _ in masks)
+        records.append(Record(f"{entry.name}-{eye}-{file.stem}", scan, entry.name, "OCT", labels, "train", eye, masks))
+    return records, problems
 
 
-def read(home: Path) -> tuple[list[Record], list[Problem]]:
+def retouch(entry: DataSet, home: Path) -> tuple[list[Record], list[Problem]]:
     """Every B-scan of every volume, unpacked once. Labels are the fluids outlined on it. A B-scan without fluid has no
     label, its eye is not normal; it is kept because Fundus-R1 counts it (5,697 images, 2,742 of them outlined)."""
-    cache, records, problems = unpacked("RETOUCH", home), [], []
+    cache, records, problems = unpacked(entry.name, home), [], []
     volumes = [volume for f in folders(home, 1) if plain(f.name).startswith(SET) for volume in folders(f, 1)[1:]]
-    for volume in tqdm(volumes, desc="RETOUCH", unit="volume", leave=False, mininterval=2):
+    for volume in tqdm(volumes, desc=entry.name, unit="volume", leave=False, mininterval=2):
         device = plain(volume.parent.name).removeprefix(SET)
         try:
             for scan in unpack(volume, cache):
                 masks = tuple((name, mask) for name, mask in mask_files(scan, FLUIDS).items() if mask.is_file())
-                records.append(Record(f"RETOUCH-{device}-{volume.name}-{scan.stem}", scan, "RETOUCH", "OCT",
+                records.append(Record(f"{entry.name}-{device}-{volume.name}-{scan.stem}", scan, entry.name, "OCT",
                                       tuple(name for name, _ in masks), "train", volume.name, masks))
         except (DataError, OSError) as error:
-            problems.append(Problem("RETOUCH", volume, None, str(error)))
+            problems.append(Problem(entry.name, volume, None, str(error)))
     return records, problems
 
 
@@ -74,3 +95,23 @@ def open_volume(header: Path) -> np.memmap:
     if size != asked or not size:
         raise DataError(f"{data.name} holds {size:,} bytes, {header.name} asks for {asked:,}: unpack the volume again")
     return np.memmap(data, kind, "r", start, shape)
+
+
+def stamp(*files: str | Path) -> str:
+    """A part of a name that is another one once a file has another size or time."""
+    return hashlib.sha256(repr([(os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files]).encode()).hexdigest()[:12]
+
+
+def mask_files(scan: Path, findings: dict) -> dict[str, Path]:
+    """Where the masks of an unpacked B-scan lie; only what it shows has one."""
+    return {name: scan.with_name(f"{scan.stem}-{name.replace(' ', '-')}.png") for name in findings}
+
+
+def write(scan: Path, image: Image.Image, masks: dict[str, np.ndarray]) -> None:
+    """Write the masks that are not empty beside `scan`, then `scan`: where it is there, all of it is."""
+    scan.parent.mkdir(parents=True, exist_ok=True)
+    shown = {file: Image.fromarray(masks[name]) for name, file in mask_files(scan, masks).items() if masks[name].any()}
+    for file, picture in {**shown, scan: image}.items():
+        part = file.with_suffix(f".{os.getpid()}.part")
+        picture.save(part, "PNG", compress_level=1)
+        os.replace(part, file)
