@@ -16,44 +16,15 @@ from tqdm import tqdm
 
 from fundus_lib.data import DataError, fingerprint, image_path
 from fundus_lib.data.records import Problem, folders
+from fundus_lib.lexicon import reference
 from fundus_lib.questions import as_options, option_texts
+from fundus_lib.runs import write as write_json
 from fundus_lib.vlmevalkit import READ, base64_table, collect, narrowed, question_row, read_rows
 
-FUNBENCH_LESIONS = {"retinal hemorrhage": "L3a1-lesion_recognition-Haemorrhage",
-                    "hard exudate": "L3a2-lesion_recognition-Hard_exudate",
-                    "cotton-wool spot": "L3a3-lesion_recognition-Cotton_wool_spot",
-                    "microaneurysm": "L3a5-lesion_recognition-Microaneurysm",
-                    "neovascularization": "L3a6-lesion_recognition-Neovascularization"}
-FUNBENCH_FILES = {"L1a": "L1-modality_perception/L1a-coarse_modality_perception",
-                  "L2a": "L2-anatomy_perception/L2a-anatomy_localization",
-                  "L2b": "L2-anatomy_perception/L2b-laterality_recognition",
-                  "L3a": "L3-lesion_analysis/L3a-lesion_recognition",
-                  "L3b": "L3-lesion_analysis/L3b-lesion_localization",
-                  "L3c": "L3-lesion_analysis/L3c-lesion_size", "L3d": "L3-lesion_analysis/L3d-lesion_count",
-                  "L4a": "L4-disease_diagnosis/L4a-binary_condition_diagnosis",
-                  "L4b": "L4-disease_diagnosis/L4b-multi_condition_diagnosis",
-                  "L4c": "L4-disease_diagnosis/L4c-dr_grading", "L4d": "L4-disease_diagnosis/L4d-amd_grading"}
-FUNBENCH_PROMPT = ("Please choose the most suitable option and answer with its letter. [Description: {options}] "
-                   "The question is: {question}")
-OMNI_EYE = {"Retinal OCT-C8": 4016, "Diabetic Retinopathy": 2051, "Yangxi": 1515, "OCT & X-Ray 2017": 630,
-            "OLIVES": 593, "PALM2019": 510, "JSIEC": 220, "ACRIMA": 159, "DRIMDB": 132, "DeepDRiD": 131,
-            "Adam Challenge": 87}  # open-access data set -> its published questions about eyes, of all five types
-OMNI_RULE = (f"OmniMedVQA, open access: data set one of {', '.join(OMNI_EYE)}; modality fundus photography or OCT; "
-             "type Modality Recognition, Anatomy Identification, Lesion Grading or Disease Diagnosis")
+FUNBENCH, OMNI, GMAI = (reference("benchmarks.json")[name] for name in ("funbench", "omni", "gmai"))
 OMNI_LISTS = "QA_information/Open-access"
-OMNI_TASKS = {"MR": "Modality Recognition", "AI": "Anatomy Identification", "LG": "Lesion Grading",
-              "DD": "Disease Diagnosis"}
-OMNI_OF = {"L1a": "MR", "L2b": "AI", "L4c": "LG", "L4b": "DD"}  # level of a question -> task
 ONE_ANSWER = ("single", "yesno")  # kinds of question that OmniMedVQA and GMAI-MMBench have
-OMNI_SETS = ("IDRiD", "UCSD", "TOP")
-OMNI_MODALITIES = {"CFP": "Fundus Photography", "OCT": "OCT (Optical Coherence Tomography",  # as published, unclosed
-                   "UWF": "Ultra-widefield Fundus Photography"}
-GMAI_TASKS = {"AR": "attribute recognition", "BVR": "blood vessels recognition", "NT": "nervous tissue",
-              "DD": "disease diagnosis", "SG": "severity grading"}
 EYE = "Ophthalmology"  # GMAI-MMBench's department
-GMAI_RULE = ("GMAI-MMBench, VAL: department Ophthalmology; fundus photography or OCT where a modality is named; task "
-             "AR, BVR, NT, DD or SG")
-GMAI_OF = {"L1a": "AR", "L2b": "AR", "L4c": "SG", "L4b": "DD"}
 
 
 class Selection(NamedTuple):
@@ -73,7 +44,7 @@ def write_all(folder: Path, questions: pd.DataFrame, root: Path) -> None:
     test = questions[questions["split"] == "test"]
     unseen = test[test["camera"] != "clinic"]
     write_funbench(folder / "funbench", test[test["camera"] != "screening"])
-    write_omni(folder / "omni_fundus", unseen[unseen["dataset"].isin(OMNI_SETS)])
+    write_omni(folder / "omni_fundus", unseen[unseen["dataset"].isin(OMNI["sources"])])
     write_gmai(folder / "gmai_fundus", unseen, root)
 
 
@@ -98,19 +69,13 @@ def read_json(file: Path, kind: type):
     return content
 
 
-def write_json(file: Path, content) -> None:
-    """JSON with its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
 def write_funbench(folder: Path, questions: pd.DataFrame) -> None:
     """FunBench's tree: a file a task and finding, in it one question an image. It has no place for open questions."""
     files: dict[str, dict] = {}
     for question in questions[questions["kind"] != "open"].itertuples():
-        name, finding = FUNBENCH_FILES[question.level], question.finding
+        name, finding = FUNBENCH["files"][question.level], question.finding
         if isinstance(finding, str):
-            part = FUNBENCH_LESIONS.get(finding) if question.level == "L3a" else None
+            part = FUNBENCH["lesions"].get(finding) if question.level == "L3a" else None
             name = f"{name}/{part or f'{Path(name).name}-{finding}'.replace(' ', '_')}"
         options = option_texts(question.options)
         listed = "; ".join(f"{letter}. {text}" for letter, text in options.items())
@@ -121,14 +86,14 @@ def write_funbench(folder: Path, questions: pd.DataFrame) -> None:
         files[name][question.path] = {
             "gt": question.answer, "E-mode2": None,
             "raw_data": {"gt": truth if question.kind == "multi" else truth[0], "options": list(options.values())},
-            "E-mode3": FUNBENCH_PROMPT.format(options=listed, question=question.question)}
+            "E-mode3": FUNBENCH["prompt"].format(options=listed, question=question.question)}
     for name, data in files.items():
         write_json(folder / f"{name}.json", {"info": {"questions": len(data)}, "data": data})
 
 
 def read_funbench(folder: Path, root: Path, problems: list[Problem] | None = None) -> pd.DataFrame:
     """FunBench's tree. task and level: L1a...L4d; id: file in the tree without suffix, "::", image path."""
-    lesions, rows = {name: finding for finding, name in FUNBENCH_LESIONS.items()}, []
+    lesions, rows = {name: finding for finding, name in FUNBENCH["lesions"].items()}, []
     for file in sorted(folder.rglob("L*.json")):
         level, part = file.stem[:3], file.stem.split("-", 2)[2:]
         name = file.relative_to(folder).with_suffix("").as_posix()
@@ -154,22 +119,22 @@ def read_funbench(folder: Path, root: Path, problems: list[Problem] | None = Non
 
 def write_omni(folder: Path, questions: pd.DataFrame) -> None:
     """OmniMedVQA's lists, one file a data set: the answer as text, at most four options, one right."""
-    files: dict[str, list] = {}
-    for question in questions[questions["level"].isin(OMNI_OF) & questions["kind"].isin(ONE_ANSWER)].itertuples():
-        options, _ = narrowed(question, 4)
-        files.setdefault(question.dataset, []).append({
-            "dataset": question.dataset, "question_id": question.id, "question": question.question,
-            "question_type": OMNI_TASKS[OMNI_OF[question.level]], "gt_answer": question.answer_text,
-            "image_path": question.path, **{f"option_{option['letter']}": option["text"] for option in options},
-            "modality_type": OMNI_MODALITIES.get(question.modality, question.modality)})
-    for name, content in files.items():
-        write_json(folder / OMNI_LISTS / f"{name}.json", content)
+    tasks = OMNI["levels"]
+    asked = questions[questions["level"].isin(tasks) & questions["kind"].isin(ONE_ANSWER)]
+    for name, rows in asked.groupby("dataset"):
+        write_json(folder / OMNI_LISTS / f"{name}.json", [{
+            "dataset": name, "question_id": question.id, "question": question.question,
+            "question_type": OMNI["tasks"][tasks[question.level]], "gt_answer": question.answer_text,
+            "image_path": question.path,
+            **{f"option_{option['letter']}": option["text"] for option in narrowed(question, 4)[0]},
+            "modality_type": OMNI["modalities"].get(question.modality, question.modality)}
+            for question in rows.itertuples()])
 
 
 def read_omni(folder: Path, root: Path, problems: list[Problem] | None = None) -> pd.DataFrame:
     """OmniMedVQA's lists. options C, D may be absent; one published row says `modality` for `modality_type`."""
-    codes = {text: code for code, text in OMNI_TASKS.items()}
-    modalities = {text.rstrip(")"): name for name, text in OMNI_MODALITIES.items()}
+    codes = {text: code for code, text in OMNI["tasks"].items()}
+    modalities = {text.rstrip(")"): name for name, text in OMNI["modalities"].items()}
 
     def build(place: str, item: dict) -> dict:
         options = {x: item[f"option_{x}"].strip() for x in "ABCD" if isinstance(item.get(f"option_{x}"), str)}
@@ -190,18 +155,19 @@ def read_omni(folder: Path, root: Path, problems: list[Problem] | None = None) -
 
 def write_gmai(folder: Path, questions: pd.DataFrame, root: Path) -> None:
     """GMAI-MMBench's table: at most five options, one right."""
-    asked = questions[questions["level"].isin(GMAI_OF) & questions["kind"].isin(ONE_ANSWER)].reset_index(drop=True)
+    tasks = GMAI["levels"]
+    asked = questions[questions["level"].isin(tasks) & questions["kind"].isin(ONE_ANSWER)].reset_index(drop=True)
     if len(asked):
         folder.mkdir(parents=True, exist_ok=True)
         base64_table(asked, root, 5).assign(**{
-            "category": asked["answer_text"], "clinical VQA task": asked["level"].map(GMAI_OF), "department": EYE,
+            "category": asked["answer_text"], "clinical VQA task": asked["level"].map(tasks), "department": EYE,
             "perceptual granularity": "image level", "modality": asked["modality"],
         }).to_csv(folder / "GMAI-Fundus_VAL.tsv", sep="\t", index=False)
 
 
 def gmai_rows(folder: Path, problems: list[Problem] | None = None) -> pd.DataFrame:
     """Every question of GMAI-MMBench's VAL table (TEST has no answers); images as bytes, those of the eye only."""
-    codes = {text: code for code, text in GMAI_TASKS.items()}
+    codes = {text: code for code, text in GMAI["tasks"].items()}
 
     def build(item: dict) -> dict:
         task, department = item["clinical vqa task"], item.get("department", EYE)
@@ -232,19 +198,20 @@ def selected(rule: str, questions: pd.DataFrame, kept: pd.Series, groups: list) 
 
 
 def select_omni(items: pd.DataFrame) -> tuple[pd.DataFrame, Selection]:
-    """OmniMedVQA's fundus part by OMNI_RULE; items: read_omni of the whole benchmark. counts has what is published."""
-    eye = items["dataset"].isin(list(OMNI_EYE)) & items["modality"].isin(list(OMNI_MODALITIES))
+    """OmniMedVQA's fundus part by its rule; items: read_omni of the whole benchmark. counts has what is published."""
+    eye = items["dataset"].isin(OMNI["datasets"]) & items["modality"].isin(OMNI["modalities"])
     groups = items["dataset"].where(eye, "not of the eye")
-    questions, selection = selected(OMNI_RULE, items, eye & items["task"].isin(list(OMNI_TASKS)), [groups])
-    return questions, selection._replace(counts=selection.counts.assign(published=pd.Series(OMNI_EYE)))
+    rule, kept = OMNI["rule"].format(", ".join(OMNI["datasets"])), eye & items["task"].isin(OMNI["tasks"])
+    questions, selection = selected(rule, items, kept, [groups])
+    return questions, selection._replace(counts=selection.counts.assign(published=pd.Series(OMNI["datasets"])))
 
 
 def select_gmai(rows: pd.DataFrame) -> tuple[pd.DataFrame, Selection]:
-    """GMAI-MMBench's fundus part by GMAI_RULE; rows: gmai_rows."""
+    """GMAI-MMBench's fundus part by its rule; rows: gmai_rows."""
     modality = rows["modality"].fillna("").astype(str)
     retinal = modality.str.contains(r"fundus|\boct\b|coherence|^$|^cfp$|^uwf$|^ffa$", case=False)
-    kept = (rows["department"].str.lower() == EYE.lower()) & retinal & rows["task"].isin(list(GMAI_TASKS))
-    return selected(GMAI_RULE, rows, kept, [rows["department"], modality])
+    kept = (rows["department"].str.lower() == EYE.lower()) & retinal & rows["task"].isin(GMAI["tasks"])
+    return selected(GMAI["rule"], rows, kept, [rows["department"], modality])
 
 
 def find(root: Path) -> dict[str, Path]:

@@ -15,7 +15,6 @@ from fundus_lib import generation, voting
 from fundus_lib.data import ANNOTATED, image_path
 
 MOST_ASKED = 12  # findings in one question when the finder is measured: about as many as a vocabulary holds
-FREE_TOKENS = 256  # of a free-form description, at most
 
 
 def image_file(source) -> bytes:
@@ -144,9 +143,8 @@ def trial(model, processor, records: pd.DataFrame, truth: pd.DataFrame, root: Pa
     known = records.set_index("id").loc[by_image.index]
     images = [image_path(root, path) for path in known.path]
     votes = ask(model, processor, images, list(zip(known.modality, by_image, strict=True)), settings, seed, client)
-    local = {} if client else {"batch_size": settings.batch_size, "max_new_tokens": FREE_TOKENS}
     texts = complete(model, processor, client, images, [voting.FREE_FORM] * len(images), rollouts=1, temperature=0.0,
-                     seed=seed, desc="describe the findings", **local)
+                     seed=seed, desc="describe the findings", batch_size=settings.batch_size, max_new_tokens=256)
     rows = []
     for record, names, rollouts, (text, *_) in zip(by_image.index, by_image, votes, texts, strict=True):
         kept, (described, _) = voting.majority_vote(rollouts, settings.min_votes), voting.read(text)

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation with verifiable rewards (setups F, G), with TRL's GRPOTrainer."""
+"""Group-relative policy optimisation with verifiable rewards (setups F, G), with TRL's GRPOTrainer looking once."""
 
 import functools
 import json
@@ -93,7 +93,7 @@ def train(folder: Path, *, setup: str, start: str, rows: str, prompts_per_step: 
         temperature=temperature, top_k=0,
         max_completion_length=max_new_tokens, learning_rate=learning_rate, lr_scheduler_type="linear",
         warmup_steps=warmup_steps, seed=seed,
-        # One generation a step: rollouts buffered over several steps are not in a checkpoint.
+        # One generation a step: every rollout is learned from by the policy that spoke it.
         steps_per_generation=machine["gradient_accumulation_steps"],
         generation_kwargs={"suppress_tokens": model.generation_config.suppress_tokens},
         log_completions=True, num_completions_to_print=1, save_strategy="steps", save_steps=max(1, steps // 5),

@@ -12,25 +12,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from typing import Literal, NamedTuple, get_args
 
+import yaml
 from pydantic import BaseModel
 
 from fundus_lib import lexicon
 
 MODALITIES = "CFP|OCT|UWF|FFA"
-KEPT = re.compile(r"symptom|\bsigns?\b|diagnos|criteri|classif|grading|stag(?:es?|ing)\b|manifest|presentation|finding|"
-                  r"examinat|clinical (?:feature|picture|course|character)|appearance|imag(?:es?|ing)\b|fundus|tomogra|"
-                  r"ophthalmosc|\bOCTA?\b|angiogra|autofluor|ultra-?wide|photogra", re.IGNORECASE)  # headings to keep
+KEPT = re.compile("|".join(lexicon.reference("sources.json")["kept headings"]), re.IGNORECASE)
 Role = Literal["required", "required_one_of", "supportive", "excluded_definitional", "excluded_differential"]
 _mentions = lru_cache(maxsize=4096)(lexicon.find_mentions)
 _bare = partial(re.sub, r"\s|\[\d+\]", "")  # sentences are compared without blanks and citation marks
 _ROLES: dict[str, Role] = {"required": "required", "required, one of": "required_one_of", "supportive": "supportive",
                            "contradicts": "excluded_definitional", "points elsewhere": "excluded_differential"}
 _BULLET = re.compile(r"^- ([^:\n]+): (.+)$", re.MULTILINE)
-PROMPT = """This is what references say about {label} as seen in {modality} images. List each visual finding to which
-they give a role in the diagnosis: required (no diagnosis without it), required_one_of (one of several suffices: the
-alternatives of a criterion share a group number, elsewhere 0), supportive (speaks for it), excluded_definitional
-(contradicts it), excluded_differential (points to another disease). One role each. Evidence is the sentence that says
-so, copied word for word. Add nothing from elsewhere.\n\n{text}"""
+PROMPTS = {name: "".join(parts) for name, parts in yaml.safe_load(
+    (lexicon.REFERENCES / "prompts.yaml").read_text(encoding="utf-8")).items()}  # what language models are asked
 
 
 class Passage(NamedTuple):
@@ -175,7 +171,8 @@ def extract_by_rules(known: Sequence[tuple[str, str, Knowledge]]) -> list[Knowle
 def extract_by_llm(client, known: Sequence[tuple[str, str, Knowledge]]) -> list[KnowledgeRecord | None]:
     """The record that a language model reads out of each K (`client`: fundus_lib.client); None where it gave none."""
     from fundus_lib.client import Request
-    asked = [Request(PROMPT.format(label=y, modality=m, text=k.text), schema=KnowledgeRecord) for y, m, k in known]
+    asked = [Request(PROMPTS["knowledge"].format(label=y, modality=m, text=k.text), schema=KnowledgeRecord)
+             for y, m, k in known]
     return [next(iter(reply.values), None) for reply in client.ask(asked, "knowledge records")]
 
 

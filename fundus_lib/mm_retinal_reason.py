@@ -99,8 +99,9 @@ def as_question(folder: Path, name: str, table: Mapping[str, str], place: str, i
                        path=images[0] if isinstance(images[0], str) else None, dataset=item.get("dataset"),
                        image=images[0] if isinstance(images[0], bytes) else None,
                        modality=name[-3:] if name[-3:] in MODALITIES else None,
-                       task="complex" if item.get("pmcid") else "basic", **{key: item.get(key) for key in KEPT})
-    split = re.search("_(train|val|test)_", name)
+                       task="complex" if item.get("pmcid") or name.startswith("complex") else "basic",
+                       **{key: item.get(key) for key in KEPT})
+    split = re.search("_(train|val|test)(_|$)", name)
     several = options and name.startswith(KINDS["multi"])
     return new | ({"split": split[1]} if split else {}) | ({"kind": "multi"} if several else {})
 

@@ -9,13 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-)
+from transformers import AutoProcessor, PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLProcessor as StockProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
@@ -25,22 +20,12 @@ SPECIAL_TOKENS = (PAD, TURN_START, TURN_END, VISION_START, VISION_END, IMAGE, VI
 REASONING_TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # ordinary text for the decoder, one token each
 
 # Qwen2.5-VL's turn format without its default system prompt, which the small model would only have to read past.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-MODEL_CARD = """# A fundus-reading vision-language model, trained by an open laboratory to study training methods
-
-**Not for clinical use.** It has not been validated on patients; its answers and explanations can be wrong.
-How it was trained, on what, and how it was measured: job.json and log.csv beside it, manifest.json of its stage.
-"""
+CHAT_TEMPLATE = (Path(__file__).parent / "references/chat_template.jinja").read_text(encoding="utf-8")
+MODEL_CARD = (Path(__file__).parent / "references/model_card.md").read_text(encoding="utf-8")
 PATCH, MERGE = 8, 2  # a merged image token of the small model covers 16 x 16 pixels
 
 
-class ImageTextProcessor(Qwen2_5_VLProcessor):
+class ImageTextProcessor(StockProcessor):
     """Qwen2.5-VL's processor without the video branch, which needs a torchvision that a CPU torch cannot import."""
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **_):
@@ -55,15 +40,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 1024) -> PreTra
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size - len(SPECIAL_TOKENS) - len(REASONING_TAGS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary_size - len(SPECIAL_TOKENS) - len(REASONING_TAGS),
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=TURN_END, padding_side="left", model_max_length=4096
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=TURN_END, padding_side="left",
+                                   model_max_length=4096)
     fast.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
     fast.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in REASONING_TAGS])
     return fast
@@ -71,9 +52,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 1024) -> PreTra
 
 def small_processor(tokenizer: PreTrainedTokenizerFast, image_pixels: int) -> ImageTextProcessor:
     """The small model's processor: every image is resized to about `image_pixels` pixels, its aspect ratio kept."""
-    image_processor = Qwen2VLImageProcessorPil(
-        patch_size=PATCH, merge_size=MERGE, size={"shortest_edge": image_pixels, "longest_edge": image_pixels}
-    )
+    size = {"shortest_edge": image_pixels, "longest_edge": image_pixels}
+    image_processor = Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, size=size)
     return ImageTextProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
 
 
@@ -110,8 +90,7 @@ def small_model(tokenizer: PreTrainedTokenizerFast, *, text_hidden: int, text_la
 def load_processor(path: str | Path) -> ProcessorMixin:
     """The processor saved at `path` (a folder or a hub id).
 
-    Raises:
-        RuntimeError: the processor that came back cannot read images (AutoProcessor falls back to a bare tokenizer).
+    Raises RuntimeError when it cannot read images: AutoProcessor falls back to a bare tokenizer.
     """
     stock = find_spec("torchvision") is not None
     processor = (AutoProcessor if stock else ImageTextProcessor).from_pretrained(path)
@@ -123,9 +102,8 @@ def load_processor(path: str | Path) -> ProcessorMixin:
 
 def load_model(path: str | Path, **kwargs) -> Qwen2_5_VLForConditionalGeneration:
     """The model saved at `path` (a folder or a hub id); safetensors only, no remote code."""
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        path, attn_implementation="sdpa", use_safetensors=True, **kwargs
-    )
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(path, attn_implementation="sdpa", use_safetensors=True,
+                                                              **kwargs)
 
 
 def save(model: Qwen2_5_VLForConditionalGeneration, processor: ProcessorMixin, folder: str | Path) -> None:

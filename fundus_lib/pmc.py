@@ -21,17 +21,15 @@ from fundus_lib.benchmarks import write_json
 from fundus_lib.data import DataError
 from fundus_lib.data.records import Problem
 from fundus_lib.fetching import Client, json_object, picture, unpacked, xml
-from fundus_lib.lexicon import find_labels
+from fundus_lib.lexicon import find_labels, reference
 from fundus_lib.mm_retinal_reason import MOST_IMAGES
 from fundus_lib.questions import prompt
 
 UNTIL = date(2025, 6, 20)  # OphthaReason's cut-off
 LICENCES = ("CC BY", "CC BY-SA", "CC0")
-TERM = ('("case report"[Title] OR "case reports"[Title]) AND (fundus[Figure/Table Caption] OR "optical coherence '
-        'tomography"[Figure/Table Caption]) AND "open access"[filter]')  # ours; the paper's is not public
+TERMS = reference("sources.json")
 QUESTION = "What is the most likely diagnosis?"
-MODALITY = re.compile(r"\bfund(us|oscop\w+)\b|\b(?<!AS-)OCTA?\b|(?<!anterior segment )optical coherence tomogra|"
-                      r"\bFF?A\b|fluorescein|indocyanine|autofluorescence|\bFAF\b|ultra-?wide", re.IGNORECASE)
+MODALITY = re.compile("|".join(TERMS["captions"]), re.IGNORECASE)
 BORROWED = re.compile(r"\b(reproduced|reprinted|adapted|courtesy)\b", re.IGNORECASE)  # not under the article's licence
 CASE = re.compile(r"\bcases?\b|\bpatient (information|presentation)|\bclinical (presentation|history)", re.IGNORECASE)
 HREF = "{http://www.w3.org/1999/xlink}href"
@@ -182,11 +180,11 @@ def case(service: Ncbi, pmcid: str, title: str, folder: Path, until: date, licen
                 {"from": "gpt", "value": f"<answer> {diagnosis} </answer>"}]}
 
 
-def write_complex(folder: Path, service: Ncbi, term: str = TERM, until: date = UNTIL,
+def write_complex(folder: Path, service: Ncbi, until: date = UNTIL,
                   licences: Collection[str] = LICENCES) -> list[Problem]:
     """complex_reason.json and its images in `folder`; returns every article that was refused, with the reason."""
     records, problems = [], []
-    for pmcid, title in tqdm(search(service, term, until).items(), desc="case reports", disable=None):
+    for pmcid, title in tqdm(search(service, TERMS["case reports"], until).items(), desc="case reports", disable=None):
         try:
             records.append(case(service, pmcid, title, folder, until, licences))
         except DataError as error:

@@ -17,10 +17,7 @@ from fundus_lib.data import ANNOTATED, image_path, read_mask
 from fundus_lib.data.idrid import GRADES
 from fundus_lib.lexicon import canonical_label, findings, key, reference
 
-TEMPLATES = reference("questions.json")  # wordings, families of labels, what no image proves
-TASKS = {"L1a": "modality", "L2a": "disc position", "L2b": "laterality", "L3a": "lesion", "L3b": "lesion place",
-         "L3c": "lesion size", "L3d": "lesion count", "L4a": "binary diagnosis", "L4b": "diagnosis", "L4c": "DR grade",
-         "L4d": "AMD type"}
+TEMPLATES = reference("questions.json")  # names of tasks, wordings, families of labels, what no image proves
 MODALITIES, SIDES, YES_NO = ("CFP", "OCT", "UWF", "FFA"), ("Right eye", "Left eye"), ("Yes", "No")
 HALVES, QUADRANTS = ("Left half", "Right half"), ("Upper left", "Upper right", "Lower left", "Lower right")
 # Bins and limits are ours, no benchmark publishes its own. A bin ends below its number; IDRiD's lesions fall into all.
@@ -29,8 +26,7 @@ COUNTS = {2: "1", 6: "2 to 5", 21: "6 to 20", 51: "21 to 50", float("inf"): "Mor
 QUADRANT_PART = 0.1   # a quadrant shows a lesion when this part of one of its regions lies there: slivers do not count
 DISC_MARGIN = 0.05    # a disc whose centre is nearer than this to the image's middle (in widths) lies on neither side
 MASK_PIXELS = 1100    # longer side at which regions are counted; a 12-megapixel mask is pooled by 4 x 4
-AMD_TYPES = {"Normal", "Dry AMD", "Wet AMD", "Polypoidal choroidal vasculopathy", "Early AMD", "Intermediate AMD",
-             "Late AMD"}
+AMD_TYPES = {"Normal", "Polypoidal choroidal vasculopathy", *TEMPLATES["narrower"]["Age-related macular degeneration"]}
 MOST_OPTIONS = 6  # as many as FunBench offers
 COLUMNS = ["id", "record_id", "path", "split", "modality", "dataset", "camera", "level", "task", "kind", "question",
            "options", "answer", "answer_text", "label", "finding"]
@@ -179,7 +175,7 @@ def questions_of(record, known: list[str], lesions: list[str], settings, seed: i
         rows.append({
             "id": f"{record.id}/{item}", "record_id": record.id, "path": record.path, "split": record.split,
             "modality": record.modality, "dataset": record.dataset, "camera": record.camera, "level": level,
-            "task": TASKS[level], "kind": kind, "options": options or None, "label": None, "finding": None,
+            "task": TEMPLATES["tasks"][level], "kind": kind, "options": options or None, "label": None, "finding": None,
             "question": rng(f"{item}/wording").choice(TEMPLATES["wordings"][name][:wordings]).format(about),
             "answer": ",".join(option["letter"] for option in answers) or right[0],
             "answer_text": ", ".join(option["text"] for option in answers) or right[0], **more})

@@ -9,19 +9,17 @@ import pandas as pd
 
 from fundus_lib import model as models
 from fundus_lib import training
+from fundus_lib.questions import prompt
 
 
 def trace_rows(questions: pd.DataFrame, traces: pd.DataFrame, root: Path) -> pd.DataFrame:
     """Kept training traces with their image and prompt: columns image (path), prompt, completion."""
-    from fundus_lib.questions import prompt
-
     kept = traces[traces.kept].merge(questions, left_on="question_id", right_on="id", validate="one_to_one")
     kept = kept[kept.split == "train"]
     return pd.DataFrame({
         "image": [str(root / path) for path in kept.path],
         "prompt": [prompt(q, o, k) for q, o, k in zip(kept.question, kept.options, kept.kind, strict=True)],
-        "completion": kept.text.to_list(),
-    })
+        "completion": kept.text.to_list()})
 
 
 def as_dataset(rows: pd.DataFrame) -> datasets.Dataset:
@@ -46,16 +44,12 @@ def train(folder: Path, *, start: str, rows: str, epochs: float, learning_rate: 
     processor = models.load_processor(start)
     model, checkpoint = training.start_model(start, folder, lora_rank=lora_rank, train_vision=train_vision)
     arguments = SFTConfig(
-        output_dir=str(folder / training.CHECKPOINTS), num_train_epochs=epochs, learning_rate=learning_rate,
-        lr_scheduler_type="linear", seed=seed,
-        warmup_steps=min(20, steps(len(data), epochs, batch_size) // 10),
+        output_dir=str(folder / training.CHECKPOINTS), num_train_epochs=epochs, learning_rate=learning_rate, seed=seed,
+        lr_scheduler_type="linear", warmup_steps=min(20, steps(len(data), epochs, batch_size) // 10),
         max_length=None,  # truncation would cut image tokens
-        save_strategy="epoch", **training.machine_arguments(batch_size, micro_batch, zero_stage),
-    )
-    trainer = SFTTrainer(
-        model, arguments, train_dataset=data, processing_class=processor,
-        callbacks=[training.LogWriter(folder / "log.csv")],
-    )
+        save_strategy="epoch", **training.machine_arguments(batch_size, micro_batch, zero_stage))
+    trainer = SFTTrainer(model, arguments, train_dataset=data, processing_class=processor,
+                         callbacks=[training.LogWriter(folder / "log.csv")])
     trainer.train(resume_from_checkpoint=checkpoint)
     training.finish(trainer, processor, folder)
 

@@ -13,15 +13,14 @@ from tqdm import tqdm
 
 from fundus_lib import runs
 
-Work = Callable[[pd.DataFrame], pd.DataFrame]
-
 
 def shard_of(identity: str, count: int) -> int:
     """Which of `count` shards an id belongs to; the same on every machine."""
     return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") % count
 
 
-def map_shards(function: Work, table: pd.DataFrame, folder: Path, settings, by: str = "id") -> pd.DataFrame:
+def map_shards(function: Callable[[pd.DataFrame], pd.DataFrame], table: pd.DataFrame, folder: Path, settings,
+               by: str = "id") -> pd.DataFrame:
     """function(part) of every shard of `table`, joined. settings: the section `shards`; by: the column of ids.
 
     Parts keep the order of the table. With the engine "local" this process takes one shard after the other; with "ray"

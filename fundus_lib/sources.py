@@ -8,7 +8,6 @@ the American Academy of Ophthalmology's, so do not pass on a knowledge.jsonl mad
 
 import re
 from collections.abc import Callable, Collection
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,15 +16,11 @@ from fundus_lib import pmc
 from fundus_lib.data.records import HIDDEN, DataError, Problem
 from fundus_lib.fetching import Client, json_object
 from fundus_lib.knowledge import MODALITIES, Passage, embedded_pages
-from fundus_lib.lexicon import find_labels
+from fundus_lib.lexicon import find_labels, reference
 
 EYEWIKI = "https://eyewiki.org/w/api.php"  # never asked by us: the address is from memory and other projects' code
-REVIEWS = ('"{label}"[Title] AND (review[Title] OR overview[Title] OR update[Title] OR guideline[Title]) AND '
-           '"open access"[filter]')  # ours: E-utilities want index terms; the paper's question ranks the passages
 LONGEST = 1500  # characters of a passage, where its paragraphs allow
-SHOWS = {"CFP": r"fundus photo|colou?r photo|\bCFP\b|fundusc?op|fundosc?op|ophthalmoscop",  # what the eye sees, a
-         "UWF": r"ultra-?wide|wide-?field|\bUWF|fundusc?op|fundosc?op|ophthalmoscop",       # photograph shows too
-         "OCT": r"\bOCT\b|optical coherence tomography(?! angio)", "FFA": r"fluorescein|\bFF?A\b"}
+TERMS = reference("sources.json")
 _HEADING = re.compile(r"(?m)^(?:([#=]{1,6})[ \t]*([^#=\s].*?)[ \t]*[#=]*|(\f))$")  # markdown, a wiki's text; a new page
 _DROPPED = "script style nav footer aside form noscript head".split()
 
@@ -63,7 +58,8 @@ def _labels(text: str) -> list[str]:
 
 def _shown(section: str, text: str) -> list[str]:
     """The modalities that a heading names, else those that the text names, else all."""
-    named = ([m for m, words in SHOWS.items() if re.search(words, told, re.IGNORECASE)] for told in (section, text))
+    named = ([m for m, words in TERMS["words of a modality"].items() if re.search("|".join(words), told, re.IGNORECASE)]
+             for told in (section, text))
     return next(filter(None, named), MODALITIES.split("|"))
 
 
@@ -198,27 +194,26 @@ def _jats(node, level: int = 1) -> str:
         _jats(section, level + 1)))
 
 
-def _article(service: pmc.Ncbi, pmcid: str, until: date, licences: Collection[str]) -> list[Passage]:
+def _article(service: pmc.Ncbi, pmcid: str) -> list[Passage]:
     """One article. DataError when its licence or date does not allow it, it is retracted, or is about no label."""
     article = pmc.from_cloud(service, pmcid) or pmc.from_oa(service, pmcid)
     stated, day = ", ".join(sorted(pmc.licences_of(article))), pmc.published(article.content)
-    if not stated or not pmc.licences_of(article) <= set(licences) or day is None or day > until:
+    if not stated or not pmc.licences_of(article) <= set(pmc.LICENCES) or day is None or day > pmc.UNTIL:
         raise DataError(f"licence {stated or 'not stated'}, published {day or 'at an unknown date'}; accepted: "
-                        f"{', '.join(licences)}, until {until}")
+                        f"{', '.join(pmc.LICENCES)}, until {pmc.UNTIL}")
     title = pmc.text(article.content.find(".//article-title"))
     told = "\n\n".join(map(_jats, article.content.iter("body")))
     return _passages(pmcid, title, f"{title}. {pmcid}, {day.year}. Licence: {stated}.", told)
 
 
-def pmc_articles(labels: Collection[str], service: pmc.Ncbi, until: date = pmc.UNTIL,
-                 licences: Collection[str] = pmc.LICENCES, term: str = REVIEWS, most: int = 10) -> Found:
-    """The `most` relevant open-access reviews of each label in PubMed Central, published until then."""
+def pmc_articles(labels: Collection[str], service: pmc.Ncbi) -> Found:
+    """The ten most relevant open-access reviews of each label in PubMed Central, published until pmc.UNTIL."""
     def search(label: str) -> list[str]:
         page = service.search("esearch", {
-            "term": term.format(label=label), "retmax": most, "sort": "relevance", "datetype": "pdat",
-            "mindate": "1900", "maxdate": f"{until:%Y/%m/%d}"}, "eSearchResult")
+            "term": TERMS["reviews"].format(label=label), "retmax": 10, "sort": "relevance", "datetype": "pdat",
+            "mindate": "1900", "maxdate": f"{pmc.UNTIL:%Y/%m/%d}"}, "eSearchResult")
         return [f"PMC{node.text}" for node in page.iter("Id")]
-    return _collect("PubMed Central", labels, search, lambda pmcid: _article(service, pmcid, until, licences))
+    return _collect("PubMed Central", labels, search, partial(_article, service))
 
 
 def gather(labels: Collection[str], cache: Path, files: Path | None = None, online: bool = False) -> Found:

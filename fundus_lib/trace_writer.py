@@ -9,8 +9,8 @@ from zlib import crc32
 
 import pandas as pd
 
-from fundus_lib.evaluation import wilson_interval
-from fundus_lib.knowledge import Passage, Vocabulary, acquire, embedded, pairs, vocabulary
+from fundus_lib.intervals import wilson_interval
+from fundus_lib.knowledge import PROMPTS, Passage, Vocabulary, acquire, embedded, pairs, vocabulary
 from fundus_lib.lexicon import canonical_label, family, find_labels, find_mentions, findings, reference
 from fundus_lib.questions import option_texts
 from fundus_lib.traces import CATEGORIES, RULES, TraceReport
@@ -144,27 +144,6 @@ def _quotes(label: str, modality: str, known: Vocabulary) -> tuple[Quote, ...]:
     return tuple(quotes)
 
 
-def requests(questions: pd.DataFrame, found: Mapping[str, Collection[str]], max_words: int,
-             knowledge: Mapping[tuple, Mapping], image: Callable[[str], bytes] | None = None) -> dict:
-    """Question id -> what a model is asked (client.Request), for the training questions whose label has a vocabulary.
-
-    found: record_id -> V(I); knowledge: (label, modality) -> {"text": K, ...}; image: see `free_form`. Else it is text
-    alone and three steps, "conditioned on both VFs and K" (Fundus-R1, 3.2.3); the words and temperature 0 are ours.
-    """
-    from fundus_lib.client import Request
-
-    frame, wanted = [*PHRASES["prompts"]["free-form" if image else "knowledge-aware"], *PHRASES["prompts"]["form"]], {}
-    for row in questions[questions.split == "train"].itertuples():
-        if (row.label, row.modality) in pairs():
-            options = "".join(f"\n{letter}. {text}" for letter, text in option_texts(row.options).items())
-            text = "\n".join(frame).format(
-                modality=row.modality, question=row.question + options, answer=row.answer_text, label=row.label,
-                seen=", ".join(found.get(row.record_id, ())) or "none", max_words=max_words,
-                knowledge="" if image else knowledge[row.label, row.modality]["text"])
-            wanted[row.id] = Request(text, (image(row.path),) if image else ())
-    return wanted
-
-
 def leaks_answer(text: str, label: str, answer: str, options=None) -> bool:
     """The reasoning names the label or the answer (its text, "option B") before any finding or, without one, in its
     first sentence. A finding that has the label's name (drusen) is none of these."""
@@ -194,15 +173,31 @@ def _row(row, trace: Trace, shown: Collection[str] | None, max_words: int, write
             "sources": trace.sources, "error": error} | checks | {"kept": all(checks.values())}
 
 
-def _ask(questions: pd.DataFrame, found: Mapping, settings, client, writer: str, knowledge, image=None) -> list[dict]:
-    """Rows of a model's replies. The trace starts at the last <think>; before it a model thought of the task."""
-    wanted, rows = requests(questions, found, settings.max_words, knowledge, image), []
-    replies = dict(zip(wanted, client.ask(list(wanted.values()), f"{writer} traces"), strict=True))
-    for row in questions[questions.id.isin(list(wanted))].itertuples():
-        text, shown = "".join(replies[row.id].texts), found.get(row.record_id, [])
+def _ask(questions: pd.DataFrame, found: Mapping[str, Collection[str]], settings, client, writer: str,
+         knowledge: Mapping[tuple, Mapping], image: Callable[[str], bytes] | None = None) -> list[dict]:
+    """Rows of a model's replies about the training questions whose label has a vocabulary.
+
+    found: record_id -> V(I); knowledge: (label, modality) -> {"text": K, ...}; image: see `free_form`. Else it is text
+    alone and three steps, "conditioned on both VFs and K" (Fundus-R1, 3.2.3); the words and temperature 0 are ours. The
+    trace starts at the last <think>; before it a model thought of the task.
+    """
+    from fundus_lib.client import Request
+
+    asked, wanted, rows = [], [], []
+    for row in questions[questions.split == "train"].itertuples():
+        if (row.label, row.modality) in pairs():
+            options = "".join(f"\n{letter}. {text}" for letter, text in option_texts(row.options).items())
+            prompt = PROMPTS["free-form trace" if image else "trace"].format(
+                modality=row.modality, question=row.question + options, answer=row.answer_text, label=row.label,
+                seen=", ".join(found.get(row.record_id, ())) or "none", max_words=settings.max_words,
+                knowledge="" if image else knowledge[row.label, row.modality]["text"])
+            asked.append(row)
+            wanted.append(Request(prompt, (image(row.path),) if image else ()))
+    for row, reply in zip(asked, client.ask(wanted, f"{writer} traces"), strict=True):
+        text, shown = "".join(reply.texts), found.get(row.record_id, [])
         used = [] if image else knowledge[row.label, row.modality]["sources"]
         trace = Trace(text[max(text.rfind("<think>"), 0):].strip(), [source["source"] for source in used])
-        rows.append(_row(row, trace, shown, settings.max_words, writer, error=replies[row.id].error))
+        rows.append(_row(row, trace, shown, settings.max_words, writer, error=reply.error))
     return rows
 
 

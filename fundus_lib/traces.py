@@ -118,7 +118,8 @@ class TraceReport:
         unproven = self.missing_required_vf() if said in (self.label, None) else \
             bool(known_of) and not any(known.satisfied_by(self.asserted) for known in known_of)
         linked = "conclude" in self.parts.says or sum(  # words that no finding, label or cue accounts for
-            stem not in _FEW | _OF_ANY_IMAGE and not any(first <= place < end for first, end, _ in reading(self.text).cues)
+            stem not in _FEW | _OF_ANY_IMAGE
+            and not any(first <= place < end for first, end, _ in reading(self.text).cues)
             for place, stem in self.parts.loose) > 1
         return unproven or not linked or false_rule(self) or self.hacks
 

@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from fundus_lib import model as models
+from fundus_lib import runs
 
 CHECKPOINTS = "checkpoints"
 FINISHED = ".finished"  # written last into a run's folder
@@ -27,10 +27,7 @@ def machine_arguments(batch: int, micro_batch: int, zero_stage: int) -> dict:
     """Training arguments that depend on the machine, not on the method.
 
     batch: sequences of an optimiser step; micro_batch: of one forward pass on one device; the rest is accumulated.
-    zero_stage: DeepSpeed ZeRO on GPUs, 0 for none.
-
-    Raises:
-        ValueError: the batch cannot be cut into equal micro-batches over the devices.
+    zero_stage: DeepSpeed ZeRO on GPUs, 0 for none. Raises ValueError when the devices cannot share the batch equally.
     """
     gpu, devices = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", 1))
     if batch % (micro_batch * devices):
@@ -60,9 +57,7 @@ def write_log(history: Sequence[dict], path: Path) -> None:
     log = pd.DataFrame([row for row in history if "loss" in row])
     log.columns = [c.removeprefix("rewards/").removesuffix("/mean").replace("completions/mean_length", "length")
                    for c in log.columns]
-    part = path.with_suffix(".part")
-    log.to_csv(part, index=False)
-    part.replace(path)
+    runs.write(path, log)
 
 
 def follow_parent() -> None:
@@ -86,7 +81,8 @@ def start_model(start: str | Path, folder: Path, *, lora_rank: int, train_vision
     from peft import LoraConfig, PeftModel, get_peft_model
 
     checkpoints = folder / CHECKPOINTS
-    checkpoint = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    whole = [file.parent for file in checkpoints.glob("checkpoint-*/trainer_state.json")]  # the file is written last
+    checkpoint = str(max(whole, key=lambda part: int(part.name.rpartition("-")[2]))) if whole else None
     # float32 weights under bf16 autocast: an update of 1e-6 would be rounded away in bfloat16
     model = models.load_model(start if lora_rank or checkpoint is None else checkpoint, dtype=torch.float32)
     if lora_rank and checkpoint:
@@ -141,10 +137,8 @@ class Job:
 def run_jobs(jobs: Sequence[Job], workers: int) -> None:
     """Train `jobs`, `workers` at a time on CPU, one after the other over all GPUs; finished ones are skipped.
 
-    Every job has a process of its own, so that two cores train two setups and a crash names the one that crashed.
-
-    Raises:
-        RuntimeError: a job failed; the message holds the end of its log and its place.
+    Every job has a process of its own, so that two cores train two setups and a crash names the one that crashed:
+    RuntimeError with the end of its log and its place.
     """
     gpus = torch.cuda.device_count()
     waiting = [job for job in jobs if not (job.folder / FINISHED).exists()]

@@ -2,18 +2,13 @@
 
 Known from the paper's figure: token entropy, an adaptive threshold that is a moving average, a tanh of the two, and
 uncertain/certain x positive/negative advantages treated apart. The closed form and its constants are not public:
-what stands here is this project's reconstruction. All that leans on TRL's private interfaces is in this file.
+what stands here is this project's reconstruction.
 """
 
-import json
-from pathlib import Path
-
 import torch
-from torch import Tensor
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
+from torch import Tensor, nn
 
-STATE_FILE = "uadt_state.json"
+from fundus_lib.shared_vision import SharedVisionGRPOTrainer
 
 
 def mean_entropy(entropies: Tensor, mask: Tensor) -> Tensor:
@@ -53,13 +48,41 @@ def shape_advantages(
     return advantages * torch.where(advantages >= 0, 1 + strength * omega, 1 - strength * omega)
 
 
-class UADTGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer whose advantages pass through `shape_advantages` before the loss.
+class Overheard:
+    """A model that decodes, with the entropy of every next token in nats kept aside, (B, rollouts) a step.
 
-    Args, besides GRPOTrainer's: strength (0 is plain GRPO, bit for bit), temperature, decay as above; granularity
-    "rollout" or "prompt" (each rollout takes the mean of its group).
+    It is that of the whole vocabulary at the sampling temperature, as TRL's loss computes it.
+    """
 
-    The entropy costs one more forward pass without gradient per generation batch.
+    def __init__(self, model: nn.Module, temperature: float, first: Tensor, rollouts: int):
+        self.model, self.temperature, self.generation_config = model, temperature, model.generation_config
+        self.entropies = [self.entropy(first)[:, None].expand(-1, rollouts)]
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """(..., vocabulary) -> (...)"""
+        logp = (logits.float() / self.temperature).log_softmax(-1)
+        return -(logp.exp() * logp).sum(-1)
+
+    def tokens(self) -> Tensor:
+        """(rollouts of all pairs, tokens)"""
+        return torch.stack(self.entropies, -1).flatten(0, 1)
+
+    def __call__(self, past_key_values, **inputs):
+        out = self.model(past_key_values=past_key_values, **inputs)
+        self.entropies.append(torch.zeros_like(self.entropies[0]))
+        self.entropies[-1][past_key_values.pairs] = self.entropy(out.logits)
+        return out
+
+
+class UADTGRPOTrainer(SharedVisionGRPOTrainer):
+    """The trainer of shared_vision whose advantages pass through `shape_advantages` before the loss.
+
+    Args, besides its own: strength (0 is plain GRPO), temperature, decay as above; granularity "rollout" or "prompt"
+    (each rollout takes the mean of its group).
+
+    The entropy is taken while the rollouts are sampled, whole batch by whole batch, so that the threshold does not
+    depend on how a batch is cut up for the loss. Where something else sampled them (vLLM, share=False), it costs one
+    more forward pass without gradient.
     """
 
     def __init__(self, *args, strength: float = 0.5, temperature: float = 0.5, decay: float = 0.9,
@@ -67,50 +90,34 @@ class UADTGRPOTrainer(GRPOTrainer):
         if granularity not in ("rollout", "prompt"):
             raise ValueError(f"UADT granularity is 'rollout' or 'prompt', not {granularity!r}.")
         super().__init__(*args, **kwargs)
-        self.strength, self.temperature, self.decay, self.granularity = strength, temperature, decay, granularity
+        self.strength, self.uadt_temperature, self.decay, self.granularity = strength, temperature, decay, granularity
         self.threshold: float | None = None
+        self.heard: Overheard | None = None
 
-    def _generate_and_score_completions(self, inputs):
-        out = super()._generate_and_score_completions(inputs)
+    def listening(self, model, first, rollouts):
+        self.heard = Overheard(model, self.temperature, first, rollouts) if self.strength else None
+        return self.heard or model
+
+    def scored(self, batch: dict) -> None:
         if self.strength == 0 or not self.model.training:
-            return out
-        uncertainty = self._uncertainty(out)
+            return
+        heard, self.heard = self.heard, None
+        entropies = heard.tokens() if heard else self.forward_entropy(batch)
+        uncertainty = mean_entropy(entropies, batch["completion_mask"][:, :entropies.shape[1]])
         everywhere = self.accelerator.gather(uncertainty)  # tau is one number across data-parallel ranks
         self.threshold = update_threshold(self.threshold, everywhere.mean().item(), self.decay)
         if self.granularity == "prompt":  # groups are contiguous only in the gathered order
             groups = everywhere.view(-1, self.num_generations).mean(1).repeat_interleave(self.num_generations)
             rank, size = self.accelerator.process_index, len(uncertainty)
             uncertainty = groups[rank * size:(rank + 1) * size]
-        plain = out["advantages"]
-        out["advantages"] = shape_advantages(
-            plain, uncertainty, self.threshold, strength=self.strength, temperature=self.temperature
+        batch["advantages"] = shape_advantages(
+            batch["advantages"], uncertainty, self.threshold, strength=self.strength, temperature=self.uadt_temperature
         )
         self._metrics["train"]["uadt/threshold"].append(self.threshold)
         self._metrics["train"]["uadt/uncertainty"].append(everywhere.mean().item())
-        return out
 
-    @torch.no_grad()
-    def _uncertainty(self, out: dict) -> Tensor:
-        """Mean token entropy of each rollout of a scored batch, (B,)."""
-        images = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
-        _, entropies, _ = self._get_per_token_logps_and_entropies(
-            self.model,
-            torch.cat([out["prompt_ids"], out["completion_ids"]], dim=1),
-            torch.cat([out["prompt_mask"], out["completion_mask"]], dim=1),
-            out["completion_ids"].size(1),
-            batch_size=self.args.per_device_train_batch_size,
-            compute_entropy=True,
-            **{name: out[name] for name in images if name in out},
-        )
-        return mean_entropy(entropies, out["completion_mask"])
+    def extra_state(self) -> dict:
+        return {"threshold": self.threshold}
 
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            (folder / STATE_FILE).write_text(json.dumps({"threshold": self.threshold}))
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (Path(checkpoint) / STATE_FILE).exists():
-            self.threshold = json.loads((Path(checkpoint) / STATE_FILE).read_text())["threshold"]
+    def restore(self, state: dict) -> None:
+        self.threshold = state["threshold"]

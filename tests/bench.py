@@ -17,6 +17,7 @@ from statistics import median
 import numpy as np
 import pandas as pd
 import torch
+from bench_trainer import BENCH
 from PIL import Image
 from pydantic import BaseModel
 from tqdm import tqdm
@@ -287,7 +288,7 @@ def answering_speed(pairs: int = 6, batch: int = 64, setup: str = "G") -> list[d
 if __name__ == "__main__":
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout
     table = pd.DataFrame([*loading(), imports(), *leakage(), *voting_speed(1), *voting_speed(32, 5), *judging(),
-                          *served_judging(), *answering_speed()])
+                          *served_judging(), *answering_speed(), *(row for make in BENCH.values() for row in make())])
     table = table.assign(machine=f"{os.cpu_count()} cores, {platform.machine()}", commit=commit.strip())
     table.to_csv(RECORD, index=False)
     print(table.drop(columns=["machine", "commit"]).round(2).to_string(index=False), f"\n-> {RECORD}")

@@ -30,17 +30,18 @@ def even_length(prompts, completions, **_):
     return [float(len(c[0]["content"]) % 2 == 0) for c in completions]
 
 
-def trainer_of(kind, base, rows, folder, steps, **extra):
+def trainer_of(kind, base, data, folder, steps, *, model=None, arguments=(), **extra):
     from trl import GRPOConfig
 
     torch.manual_seed(0)
-    model = models.load_model(base)
-    arguments = GRPOConfig(
-        output_dir=str(folder), max_steps=steps, num_generations=4, seed=0,
-        max_completion_length=8, steps_per_generation=1, learning_rate=1e-3, temperature=1.0, beta=0.0,
-        generation_kwargs={"suppress_tokens": model.generation_config.suppress_tokens}, save_strategy="no",
-        **training.machine_arguments(8, 8, 0))
-    return kind(model, even_length, arguments, train_dataset=as_dataset(rows),
+    model = models.load_model(base) if model is None else model
+    settings = {
+        "output_dir": str(folder), "max_steps": steps, "num_generations": 4, "seed": 0, "max_completion_length": 8,
+        "steps_per_generation": 1, "learning_rate": 1e-3, "temperature": 1.0, "beta": 0.0, "save_strategy": "no",
+        "generation_kwargs": {"suppress_tokens": model.generation_config.suppress_tokens},
+        **training.machine_arguments(8, 8, 0), **dict(arguments)}
+    return kind(model, even_length, GRPOConfig(**settings),
+                train_dataset=as_dataset(data) if isinstance(data, pd.DataFrame) else data,
                 processing_class=models.load_processor(base), **extra)
 
 
@@ -49,15 +50,23 @@ def losses(trainer):
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
-def test_strength_zero_is_trls_trainer_bit_for_bit_and_strength_half_is_not(tiny_base, rows, tmp_path):
+def test_everything_off_is_trls_trainer_bit_for_bit_and_uadt_alone_is_not(tiny_base, rows, tmp_path):
     from trl import GRPOTrainer
 
     plain = losses(trainer_of(GRPOTrainer, tiny_base, rows, tmp_path, 20))
-    off = losses(trainer_of(UADTGRPOTrainer, tiny_base, rows, tmp_path, 20, strength=0.0))
-    on_trainer = trainer_of(UADTGRPOTrainer, tiny_base, rows, tmp_path, 20, strength=0.5)
+    off = losses(trainer_of(UADTGRPOTrainer, tiny_base, rows, tmp_path, 20, share=False, strength=0.0))
+    on_trainer = trainer_of(UADTGRPOTrainer, tiny_base, rows, tmp_path, 20, share=False, strength=0.5)
     on = losses(on_trainer)
     assert len(plain) == 20 and plain == off
     assert plain != on and on_trainer.threshold > 0  # an untrained model is unsure: its entropy is near ln(400)
+
+
+def test_strength_zero_leaves_the_shared_trainer_as_it_is_bit_for_bit(tiny_base, rows, tmp_path):
+    from fundus_lib.shared_vision import SharedVisionGRPOTrainer
+
+    plain = losses(trainer_of(SharedVisionGRPOTrainer, tiny_base, rows, tmp_path, 3))
+    assert plain == losses(trainer_of(UADTGRPOTrainer, tiny_base, rows, tmp_path, 3, strength=0.0))
+    assert plain != losses(trainer_of(UADTGRPOTrainer, tiny_base, rows, tmp_path, 3, strength=0.5))
 
 
 def test_group_advantages_by_hand_and_as_trl_computes_them(tiny_base, rows, tmp_path):

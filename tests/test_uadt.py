@@ -1,10 +1,7 @@
-import inspect
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from trl import GRPOTrainer
 
 from fundus_lib.uadt import UADTGRPOTrainer, mean_entropy, shape_advantages, update_threshold
 
@@ -58,16 +55,6 @@ def test_threshold_starts_at_the_first_batch_and_moves_slowly():
 def test_constants_outside_their_range_are_refused(arguments):
     with pytest.raises(ValueError, match="UADT needs"):
         shape_advantages(torch.ones(1), torch.ones(1), 0.5, **arguments)
-
-
-def test_the_private_interfaces_of_trl_are_where_they_were():
-    for name in ("_generate_and_score_completions", "_save_checkpoint", "_load_optimizer_and_scheduler"):
-        assert name in vars(GRPOTrainer), f"TRL moved {name}: look at fundus_lib/uadt.py"
-    parameters = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
-    assert {"batch_size", "compute_entropy", "pixel_values", "image_grid_thw", "num_images",
-            "mm_token_type_ids"} <= set(parameters)
-    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
-    assert '"advantages": advantages' in source
 
 
 def test_an_unknown_granularity_is_refused():

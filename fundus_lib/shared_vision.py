@@ -1,0 +1,330 @@
+"""GRPO that looks at an image once for all its rollouts: TRL's GRPOTrainer with the repeated work taken out.
+
+TRL repeats every prompt once a rollout before anything else, so that each image is decoded, processed, encoded and
+its prompt read again for every rollout, in every phase. Here the batch carries *places* in a table of distinct images
+instead of pixels, the vision tower sees the distinct images only, and the prompts of a group are read once before its
+rollouts are sampled. What is optimised does not change. Everything that leans on TRL's private interface is here.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from itertools import accumulate, groupby
+from math import gcd
+from pathlib import Path
+
+import datasets
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import BatchFeature, DynamicCache
+from transformers.image_utils import make_flat_list_of_images
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import pad, split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+
+from fundus_lib.generation import Prefilled, decode
+
+
+class Pictures:
+    """The distinct images of a batch: their pixels as the processor makes them and what the tower made of them.
+
+    A row of `pixel_values` is replaced by the place of its image, so shuffling, splitting and slicing a batch by image
+    work as they did, on eight bytes a row.
+    """
+
+    def __init__(self):
+        self.places: dict[int, int] = {}  # id of an image object -> its place
+        self.contents: dict[tuple, int] = {}
+        self.objects: list[Image.Image] = []  # kept, so that an id is not given to another image
+        self.pixels: list[Tensor] = []  # (patches, values a patch) each
+        self.grids: list[Tensor] = []  # (3,) patches in time, height, width
+        self.encoded: dict[tuple, dict[int, Tensor]] = {}  # tower and its adapters -> place -> embeddings, no gradient
+
+    def place(self, image: Image.Image, process: Callable) -> int:
+        """Where this image stands in the table; a new one is processed. Equal pixels are the same image."""
+        if id(image) not in self.places:
+            content = (image.mode, image.size, image.tobytes())
+            if content not in self.contents:
+                made = process(image)
+                self.contents[content] = len(self.pixels)
+                self.pixels.append(made["pixel_values"])
+                self.grids.append(made["image_grid_thw"][0])
+            self.places[id(image)] = self.contents[content]
+            self.objects.append(image)
+        return self.places[id(image)]
+
+    def encode(self, model: nn.Module, look: Callable, places: list[int], device: torch.device) -> list[Tensor]:
+        """Embeddings of the images at these places, each encoded once; gradients of all uses meet in it."""
+        learning = torch.is_grad_enabled() and any(p.requires_grad for p in model.visual.parameters())
+        known = {} if learning else self.encoded.setdefault((id(model), *adapters(model.visual)), {})
+        wanted = dict.fromkeys(places) if learning else range(len(self.pixels))  # all at once: a resumed run's last bit
+        if new := [place for place in wanted if place not in known]:
+            with torch.set_grad_enabled(learning):
+                seen = look(torch.cat([self.pixels[place] for place in new]).to(device),
+                            torch.stack([self.grids[place] for place in new]).to(device))
+            known.update(zip(new, seen.pooler_output, strict=True))
+        return [known[place] for place in places]
+
+
+def seers(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model, under whatever wraps it, that hold a vision tower."""
+    return [module for module in model.modules() if "visual" in module._modules]
+
+
+def adapters(tower: nn.Module) -> tuple:
+    """Which adapters act in the tower: a reference model that is the policy without them sees images differently."""
+    layers = (layer for layer in tower.modules() if isinstance(layer, BaseTunerLayer))
+    return next(((layer.disable_adapters, *layer.active_adapters) for layer in layers), ())
+
+
+class OncePerImage:
+    """Stands in for an image processor of the Qwen-VL family: a new image goes to it, a known one to its place."""
+
+    def __init__(self, image_processor, pictures: Pictures):
+        self.image_processor, self.pictures = image_processor, pictures
+
+    def __getattr__(self, name):
+        return getattr(self.image_processor, name)
+
+    def __call__(self, images, return_tensors=None, **kwargs) -> BatchFeature:
+        places = [self.pictures.place(image, lambda image: self.image_processor([image], return_tensors="pt", **kwargs))
+                  for image in make_flat_list_of_images(images)]
+        grids = torch.stack([self.pictures.grids[place] for place in places])
+        rows = torch.tensor(places).repeat_interleave(grids.prod(-1))[:, None]
+        return BatchFeature({"pixel_values": rows, "image_grid_thw": grids})
+
+
+class Followed(DynamicCache):
+    """A cache that knows which pairs of the batch its rows belong to: `decode` goes on without those that are done."""
+
+    def __init__(self, config, batch: int):
+        super().__init__(config=config)
+        self.pairs = torch.arange(batch)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.pairs = self.pairs[indices.cpu()]
+
+
+def image_by_image(batches: list[dict]) -> list[dict]:
+    """The same rollouts in as many batches, those of an image side by side."""
+    parts = [split_pixel_values_by_grid(batch) for batch in batches]
+    if not isinstance(parts[0].get("pixel_values"), list):  # no image
+        return batches
+    where = [tuple(rows.flatten().tolist()) for part in parts for rows in part["pixel_values"]]
+    order = sorted(range(len(where)), key=where.__getitem__)
+
+    def joined(name):
+        values = [part[name] for part in parts]
+        if isinstance(values[0], list):
+            flat = [one for several in values for one in several]
+            return [flat[i] for i in order]
+        return values[0] if values[0] is None or values[0].dim() == 0 else torch.cat(values)[order]
+
+    whole = {name: joined(name) for name in parts[0]}
+    return [unsplit_pixel_values_by_grid(batch) for batch in split_tensor_dict(whole, len(batches))]
+
+
+class SharedVisionGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer for models of the Qwen-VL family that processes, encodes and reads an image once for its group.
+
+    Per distinct image of a generation batch: one decoding, one pass of the image processor, one encoding without
+    gradient for sampling and old log-probabilities, one for a reference model, and one in the loss; a frozen tower
+    sees it once in all. Completions are sampled with `generation.decode`, from numbers of torch's global generator,
+    which a checkpoint keeps.
+
+    Args, besides GRPOTrainer's: share; False is TRL's own trainer, bit for bit.
+
+    Raises:
+        ValueError: sampling settings that `generation.decode` does not know.
+    """
+
+    def __init__(self, model, *args, share: bool = True, **kwargs):
+        super().__init__(model, *args, **kwargs)
+        self.share = share
+        self.pictures = {True: Pictures(), False: Pictures()}  # of training, of evaluation
+        if not share:
+            return
+        if not self.use_vllm and (self.top_k or self.top_p != 1.0 or self.min_p):
+            raise ValueError("rollouts are sampled from the whole distribution: set top_k=0, top_p=1.0 and min_p=None")
+        features, raw = self.train_dataset.features, datasets.Image(decode=False)
+        self._undecoded = {name: features[name] for name in ("image", "images") if name in features}
+        for name, feature in self._undecoded.items():
+            self.train_dataset = self.train_dataset.cast_column(
+                name, raw if isinstance(feature, datasets.Image) else datasets.List(raw))
+        for seeing in seers(self.model) + (seers(self.ref_model) if self.ref_model is not None else []):
+            self._share_tower(seeing)
+
+    def _share_tower(self, model: nn.Module) -> None:
+        look = model.get_image_features
+
+        def get_image_features(pixel_values, image_grid_thw=None, **kwargs):
+            if pixel_values.is_floating_point():
+                return look(pixel_values, image_grid_thw, **kwargs)
+            rows = image_grid_thw.prod(-1)
+            places = pixel_values[rows.cumsum(0) - rows, 0].tolist()
+            embeddings = self.pictures[self.model.training].encode(model, look, places, pixel_values.device)
+            return BaseModelOutputWithPooling(pooler_output=tuple(embeddings))
+
+        model.get_image_features = get_image_features
+
+    @contextmanager
+    def _one_pass(self):
+        processor, pictures = self.processing_class, Pictures()
+        plain, self.pictures[self.model.training] = processor.image_processor, pictures
+        processor.image_processor = OncePerImage(plain, pictures)
+        try:
+            yield
+        finally:
+            processor.image_processor = plain
+            if self._learns_to_see():
+                pictures.encoded.clear()  # the next step moves the tower
+
+    def _opened(self, inputs: list[dict]) -> list[dict]:
+        """The rows with every distinct image file opened once."""
+        opened = {}
+
+        def once(feature, value):
+            if isinstance(value, list):
+                return [once(feature.feature, each) for each in value]
+            if not isinstance(value, dict):  # no image, or one already open
+                return value
+            key = value["bytes"] or value["path"]
+            if key not in opened:
+                opened[key] = feature.decode_example(value)
+            return opened[key]
+
+        return [row | {name: once(feature, row[name]) for name, feature in self._undecoded.items()} for row in inputs]
+
+    def _generate_and_score_completions(self, inputs):
+        with self._one_pass() if self.share else nullcontext():
+            batch = super()._generate_and_score_completions(self._opened(inputs) if self.share else inputs)
+        self.scored(batch)
+        return batch
+
+    def _prepare_inputs(self, generation_batch):
+        buffered = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        window, held = self.args.gradient_accumulation_steps, self.args.steps_per_generation
+        if (not self.share or self._buffered_inputs is buffered or not self._learns_to_see()
+                or self.loss_type == "bnpo" or (window % held and held % window)):
+            return inputs
+        batches = self._buffered_inputs  # an optimiser step's rollouts change places, so that an image stays in one
+        self._buffered_inputs = [batch for start in range(0, held, window)
+                                 for batch in image_by_image(batches[start:start + window])]
+        return self._buffered_inputs[self._step % held]
+
+    def _learns_to_see(self) -> bool:
+        return any(p.requires_grad for seeing in seers(self.model) for p in seeing.visual.parameters())
+
+    def scored(self, batch: dict) -> None:
+        """Called with each batch of scored completions before it is cut up; a subclass may change it."""
+
+    def listening(self, model: nn.Module, first: Tensor, rollouts: int) -> Callable:
+        """What decodes the rollouts of a batch whose first token has these logits (B, V); a subclass may listen in."""
+        return model
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        if not self.share or self.use_vllm or images is None:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations,
+                                                 has_tool_images)
+        device, grids = self.accelerator.device, multimodal_fields["image_grid_thw"]
+        pixels = multimodal_fields["pixel_values"].split(grids.prod(-1).tolist())
+        counts = [len(several or ()) for several in images]
+        spans = [range(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
+        asked = [(tuple(ids), *(int(pixels[i][0, 0]) for i in span))
+                 for ids, span in zip(prompt_ids, spans, strict=True)]
+        # one run of equal prompts is a group; one that processes divide among them may be shorter
+        rollouts = gcd(*(len(list(run)) for _, run in groupby(asked)))
+        firsts = range(0, len(asked), rollouts)
+        which = [i for first in firsts for i in spans[first]]
+
+        def left(rows, value):
+            return pad([torch.as_tensor(row) for row in rows], padding_value=value, padding_side="left").to(device)
+
+        inputs = {
+            "input_ids": left([prompt_ids[i] for i in firsts], self._tokenizer.pad_token_id),
+            "attention_mask": left([torch.ones(len(prompt_ids[i]), dtype=torch.long) for i in firsts], 0),
+            "mm_token_type_ids": left([multimodal_fields["mm_token_type_ids"][i] for i in firsts], 0),
+            "image_grid_thw": grids[which].to(device),
+        }
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                generation_kwargs=self.generation_kwargs,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs) as model,
+            torch.no_grad(), self.accelerator.autocast(),
+        ):
+            # numbers of the global generator, which checkpoints keep
+            draws = torch.rand(len(firsts), rollouts, self.max_completion_length, dtype=torch.float64).to(device)
+            positions, _ = seers(model)[0].get_rope_index(**inputs)
+            out = model(**inputs, pixel_values=torch.cat([pixels[i] for i in which]).to(device),
+                        position_ids=positions, logits_to_keep=1, use_cache=True,
+                        past_key_values=Followed(model.config.get_text_config(), len(firsts)))
+            start = Prefilled(inputs["input_ids"], inputs["attention_mask"].bool(), positions[:, :, -1:] + 1,
+                              out.logits[:, -1].float(), out.past_key_values)
+            tokens = decode(self.listening(model, start.logits, rollouts), start, draws, self.temperature).flatten(0, 1)
+        ended = torch.isin(tokens, torch.tensor(self.eos_token_ids, device=device))
+        lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, tokens.shape[1]).tolist()
+        return [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)], None
+
+    @torch.no_grad()
+    def forward_entropy(self, batch: dict) -> Tensor:
+        """(B, T) entropy of every completion token of a scored batch, in nats: one more forward pass."""
+        ids, mask = (torch.cat([batch[f"prompt_{what}"], batch[f"completion_{what}"]], 1) for what in ("ids", "mask"))
+        images = {"pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids"} & set(batch)
+        return self._get_per_token_logps_and_entropies(
+            self.model, ids, mask, batch["completion_ids"].size(1), compute_entropy=True,
+            batch_size=self.args.per_device_train_batch_size, **{name: batch[name] for name in images})[1]
+
+    def extra_state(self) -> dict:
+        """What a subclass needs to resume, as JSON."""
+        return {}
+
+    def restore(self, state: dict) -> None:
+        """Takes back what `extra_state` gave."""
+
+    def _state_file(self, folder: str | Path) -> Path:
+        return Path(folder) / f"rollouts_{self.accelerator.process_index}.safetensors"
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        tensors, values, pictures = {}, [], self.pictures[True]
+        if self._step % (self.args.steps_per_generation * self.num_iterations):  # rollouts are left to learn from
+            for i, batch in enumerate(self._buffered_inputs):
+                values.append({name: value for name, value in batch.items() if not isinstance(value, Tensor)})
+                tensors |= {f"batch/{i}/{name}": value for name, value in batch.items() if isinstance(value, Tensor)}
+            for kind in ("pixels", "grids"):
+                tensors |= {f"{kind}/{i}": value for i, value in enumerate(getattr(pictures, kind))}
+        state = {"step": self._step, "batches": values, "extra": self.extra_state()}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous().clone() for name, value in tensors.items()}, self._state_file(folder),
+                  metadata={"state": json.dumps(state)})
+        super()._save_checkpoint(model, trial)  # ends with trainer_state.json: a checkpoint that has it is whole
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        if not (path := self._state_file(checkpoint)).exists():
+            raise FileNotFoundError(f"{path}: the run began with another version or number of processes; delete "
+                                    f"{path.parent.parent} to start it again")
+        with safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118   no mapping
+        self._step = state["step"]
+        self.restore(state["extra"])
+        self._buffered_inputs = state["batches"] or None
+        for i, batch in enumerate(state["batches"]):
+            prefix = f"batch/{i}/"
+            batch |= {name.removeprefix(prefix): value.to(self.accelerator.device)
+                      for name, value in tensors.items() if name.startswith(prefix)}
+        for kind in ("pixels", "grids"):
+            count = sum(name.startswith(kind) for name in tensors)
+            getattr(self.pictures[True], kind)[:] = [tensors[f"{kind}/{i}"] for i in range(count)]
