@@ -340,7 +340,7 @@ def reliability(bins: pd.DataFrame, title: str) -> Figure:
     for place, (x, n) in enumerate(zip(bins["confidence"], bins["n"], strict=True)):  # two heights: bins lie close
         ax.text(x, 1.03 + 0.05 * (place % 2), f"{n:,}", ha="center", fontsize="x-small")
     ax.set(xlabel="confidence (top: answers)", ylabel="share right", xlim=(-0.03, 1.05), ylim=(-0.03, 1.14))
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
