@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation with verifiable rewards (setups F, G), with TRL's GRPOTrainer looking once."""
+"""Group-relative policy optimisation with verifiable rewards, with TRL's GRPOTrainer looking once at an image."""
 
 import functools
 import json
@@ -13,10 +13,9 @@ from fundus_lib import knowledge, rewards, training
 from fundus_lib import model as models
 from fundus_lib.sft import as_dataset
 
-# Which setup starts from which, with which rewards (Fundus-R1, Tab. 5; the rows not here are not trained yet).
-STARTS = {"F": "E", "G": "E", "F_uadt": "E", "G_uadt": "E"}
-REWARDS = {"F": (rewards.answer_reward, rewards.format_reward),
-           "G": (rewards.answer_reward, rewards.format_reward, rewards.process_reward)}
+# Which setup starts from which (Fundus-R1, Tab. 5), and by which items the process reward judges those that have it.
+STARTS = {"C": "A", "D": "B"} | dict.fromkeys(["F", "G", "H", "I", "J", "F_uadt", "G_uadt"], "E")
+ITEMS = {"G": ("by answer",), "H": ("VF",), "I": ("DK",), "J": ("VF", "DK")}
 
 
 def group_advantages(values: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
@@ -44,19 +43,26 @@ def question_rows(questions: pd.DataFrame, findings: pd.DataFrame, root: Path) -
     })
 
 
-def prepared(reward: Callable, levels: dict) -> Callable:
-    """The reward with the profile's levels, under its own name; the question's id goes beside its rollouts.
+def prepared(reward: Callable, **settings) -> Callable:
+    """The reward with these settings, under its own name; the question's id goes beside its rollouts.
 
     Where the judge abstains from one rollout of a group, it gets the mean of the others: TRL would add a zero.
     """
     @functools.wraps(reward)
     def call(prompts, completions, question_id, log_extra, **columns):
         log_extra("question_id", question_id)
-        values = pd.Series(reward(prompts=prompts, completions=completions, **levels, **columns), dtype=float)
+        values = pd.Series(reward(prompts=prompts, completions=completions, **settings, **columns), dtype=float)
         values = values.fillna(values.groupby(list(question_id)).transform("mean"))
         return [None if pd.isna(value) else value for value in values]
 
     return call
+
+
+def rewards_of(setup: str, levels: dict) -> list[Callable]:
+    """What a setup is rewarded for: answer and format, and the process by its ITEMS. levels: as in `train`."""
+    items = ITEMS.get(setup.removesuffix("_uadt"))
+    process = [prepared(rewards.process_reward, items=items, **levels)] if items else []
+    return [prepared(rewards.answer_reward), prepared(rewards.format_reward), *process]
 
 
 def train(folder: Path, *, setup: str, start: str, rows: str, prompts_per_step: int, rollouts: int, steps: int,
@@ -85,7 +91,6 @@ def train(folder: Path, *, setup: str, start: str, rows: str, prompts_per_step: 
         levels = levels | {"judge": LLMJudge(Client(Server(**judge), judge["text_model"], cache))}
     processor = models.load_processor(start)
     model, checkpoint = training.start_model(start, folder, lora_rank=lora_rank, train_vision=train_vision)
-    scores = [prepared(reward, levels) for reward in REWARDS[setup.removesuffix("_uadt")]]
     checkpoints = folder / training.CHECKPOINTS
     machine = training.machine_arguments(prompts_per_step * rollouts, micro_batch, zero_stage)
     arguments = GRPOConfig(
@@ -100,7 +105,7 @@ def train(folder: Path, *, setup: str, start: str, rows: str, prompts_per_step: 
         **machine,
     )
     trainer = UADTGRPOTrainer(
-        model, scores, arguments, train_dataset=as_dataset(pd.read_parquet(rows)),
+        model, rewards_of(setup, levels), arguments, train_dataset=as_dataset(pd.read_parquet(rows)),
         processing_class=processor, callbacks=[training.LogWriter(folder / "log.csv")],
         **(uadt if setup.endswith("_uadt") else {"strength": 0.0}),
     )

@@ -15,7 +15,7 @@ from pydantic import BaseModel, create_model
 
 from fundus_lib.client import Request
 from fundus_lib.knowledge import PROMPTS, acquire, pairs
-from fundus_lib.rewards import Row
+from fundus_lib.rewards import Row, by_findings
 from fundus_lib.traces import CATEGORIES, TraceReport
 
 LONGEST = 6000  # characters of a trace that are sent (a guess)
@@ -67,24 +67,24 @@ def _ask(client, requests: Sequence[Request | None], desc: str) -> tuple[list[Ba
 
 class LLMJudge:
     """The judge of the process reward as a language model (Fundus-R1): a right answer's trace against V(I), a wrong
-    one's against K[its label, modality] alone."""
+    one's against K[its label, modality] alone; or as the row's item says."""
 
     def __init__(self, client):
         self.client = client
 
     def __call__(self, rows: Sequence[Row]) -> list[str | None]:
-        """A `rewards.Judge`: plausible | tenuous | flawed of a right answer, plausible | not_plausible of a wrong one,
+        """A `rewards.Judge`: plausible | tenuous | flawed against V(I), plausible | not_plausible against K,
         None where the model abstains or fails. The lowest, unasked: broken format, tampered trace, an answer without a
         page. KeyError when no page covers a row's label."""
         requests, lowest = [], []
         for row in rows:
             report = TraceReport(row.trace, label=row.label, modality=row.modality, findings=row.findings,
                                  options=dict(row.options))
-            right = report.answer == report.label
-            asked = ("on image", OnImage) if right else ("on knowledge", OnKnowledge)
+            kind = "on image" if report.answer == report.label else "on findings"
+            asked = (kind, OnImage) if by_findings(row, report) else ("on knowledge", OnKnowledge)
             there = report.well_formed and (report.answer, report.modality) in pairs()
             requests.append(_request(*asked, report, report.answer) if there else None)
-            lowest.append("flawed" if right else "not_plausible")
+            lowest.append("flawed" if asked[1] is OnImage else "not_plausible")
         answers, _ = _ask(self.client, requests, "judging traces")
         return [getattr(answer, "verdict", None) if request else worst
                 for answer, request, worst in zip(answers, requests, lowest, strict=True)]

@@ -2,11 +2,13 @@
 or any callable with the same four words.
 
 The paper does not give the levels of the process reward; our guesses: right and plausible 1, tenuous 0.5, flawed 0;
-wrong but plausible 0.5 (under 1: a right answer outranks it), else 0. None: the question has no such reward.
+wrong but plausible 0.5 (under 1: a right answer outranks it), else 0. None: the question has no such reward. Nor does
+it say how its ablations read a rollout (Tab. 5: H the findings alone, I the knowledge alone, J both): here each rollout
+is judged by the items of its setup, which add up for a right answer, while a wrong one gets 0.5 of their mean.
 """
 
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fundus_lib.answers import parse_strict
 from fundus_lib.knowledge import pairs, vocabulary
@@ -35,40 +37,53 @@ def format_reward(prompts, completions, **columns) -> list[float]:
     return [float(bool(SHAPE.fullmatch(text))) for text in _texts(completions)]
 
 
-def _verdict(report: TraceReport) -> str:
-    known, modality = report.known, report.modality
-    if report.answer != report.label:
-        if (report.answer, modality) not in pairs():
-            return "not_plausible"
-        alone = TraceReport(report.trace, label=report.answer, modality=modality, findings=(), options=report.options)
-        spoilt = {"modality_inconsistency", "self_contradiction", "answer_mismatch", "knowledge_missing_or_mismatch"}
-        sound = alone.known.satisfied_by(alone.asserted) and not alone.problems & spoilt
-        return "plausible" if sound else "not_plausible"
+def _on_findings(report: TraceReport) -> str:
+    """Against V(I): plausible | tenuous | flawed. That the answer is wrong, or its rule, is no fault here."""
+    known, modality, right = report.known, report.modality, report.answer == report.label
     grades = [(grade, modality) for grade in RULES["higher_grades"].get(report.label, [])]
     higher = [vocabulary(*pair).required for pair in grades if pair in pairs()]
     fabricated = len(report.made_up) > 2 or report.made_up & (known.excluded.union(*higher) - known.required)
-    if not report.asserted or fabricated or report.self_contradiction() or report.answer_mismatch() or report.hacks:
+    if not report.asserted or fabricated or report.self_contradiction() or report.hacks or (
+            right and report.answer_mismatch()):
         return "flawed"
     missing = report.missing_required_vf()
     if missing and report.denied & report.seen:
         return "flawed"
     lesser = missing or report.redundant_or_incorrect_vf() or report.modality_inconsistency()
-    return "tenuous" if lesser or report.knowledge_missing_or_mismatch() else "plausible"
+    return "tenuous" if lesser or (right and report.knowledge_missing_or_mismatch()) else "plausible"
+
+
+def _on_knowledge(report: TraceReport) -> str:
+    """Against K of the label that is answered, without the image: plausible | not_plausible."""
+    if (report.answer, report.modality) not in pairs():
+        return "not_plausible"
+    alone = TraceReport(report.trace, label=report.answer, modality=report.modality, findings=(),
+                        options=report.options)
+    spoilt = {"modality_inconsistency", "self_contradiction", "answer_mismatch", "knowledge_missing_or_mismatch"}
+    sound = alone.known.satisfied_by(alone.asserted) and not alone.problems & spoilt
+    return "plausible" if sound else "not_plausible"
 
 
 def judge_by_rules(trace: str, *, label: str, modality: str, findings: Collection[str], options=None) -> str:
     """Right answer, against V(I): plausible | tenuous | flawed. Wrong answer, against K[its label, modality] alone:
     plausible | not_plausible. KeyError when no page covers (label, modality)."""
-    return _verdict(TraceReport(trace, label=label, modality=modality, findings=findings, options=options))
+    return judge_rows([Row(trace, label, modality, tuple(findings), tuple(option_texts(options).items()))])[0]
 
 
 class Row(NamedTuple):
-    """What a judge sees of one rollout: `findings` is V(I), `options` {letter: text} (empty for an open question)."""
+    """What a judge sees of one rollout: `findings` is V(I), `options` {letter: text} (empty for an open question).
+    item: VF (against V(I)), DK (against K of the answer), by answer (VF of a right one, DK of a wrong one; Eq. 4)."""
     trace: str
     label: str
     modality: str
     findings: tuple[str, ...]
     options: tuple[tuple[str, str], ...] = ()
+    item: Literal["by answer", "VF", "DK"] = "by answer"
+
+
+def by_findings(row: Row, report: TraceReport) -> bool:
+    """Is the rollout held against V(I), and not against K?"""
+    return row.item == "VF" or (row.item == "by answer" and report.answer == report.label)
 
 
 Judge = Callable[[list[Row]], list[str | None]]
@@ -76,34 +91,40 @@ Judge = Callable[[list[Row]], list[str | None]]
 
 def judge_rows(rows: list[Row]) -> list[str | None]:
     """The rules as a `Judge`: one word for each row."""
-    return [judge_by_rules(row.trace, label=row.label, modality=row.modality, findings=row.findings,
+    reports = [TraceReport(row.trace, label=row.label, modality=row.modality, findings=row.findings,
                            options=dict(row.options)) for row in rows]
+    return [_on_findings(report) if by_findings(row, report) else _on_knowledge(report)
+            for row, report in zip(rows, reports, strict=True)]
 
 
 def process_reward(prompts, completions, *, label, modality, findings, options=None, right_tenuous=0.5,
-                   wrong_plausible=0.5, judge: Judge | None = None, **columns) -> list[float | None]:
+                   wrong_plausible=0.5, items=("by answer",), judge: Judge | None = None,
+                   **columns) -> list[float | None]:
     """The judgement as a number; 0 where no answer can be read strictly, None (no reward: TRL leaves it out) where no
     page covers the question or the judge abstains.
 
-    judge: None for the rules, else a callable that judges a whole batch at once: it gets the distinct rows to judge, in
-    order, and gives back as many of plausible | tenuous | flawed | not_plausible, or None where it abstains. Rollouts
-    without a strict answer are not sent. ValueError names a word that is none of these, or another number of them."""
+    items: of `Row`; by answer is Eq. 4 (setup G), VF alone H, DK alone I, both J. judge: None for the rules, else a
+    callable that judges a whole batch at once: it gets the distinct rows to judge, in order, and gives back as many of
+    plausible | tenuous | flawed | not_plausible, or None where it abstains. Rollouts without a strict answer are not
+    sent. ValueError names a word that is none of these, or another number of them."""
     texts, rewards = _texts(completions), [None] * len(label)
-    asked: dict[Row, list[int]] = {}
+    asked: dict[Row, str | None] = {}
+    held: dict[int, list[Row]] = {}
     for i, (text, y, m, seen, choices) in enumerate(
             zip(texts, label, modality, findings, options or [None] * len(label), strict=True)):
         if isinstance(y, str) and (canonical_label(y), m) in pairs():
             rewards[i] = 0.0
             if SHAPE.fullmatch(text):
-                asked.setdefault(Row(text, canonical_label(y), m, tuple(sorted(seen)),
-                                     tuple(option_texts(choices).items())), []).append(i)
+                held[i] = [Row(text, canonical_label(y), m, tuple(sorted(seen)), tuple(option_texts(choices).items()),
+                               item) for item in items]
+                asked |= dict.fromkeys(held[i])
     words = (judge or judge_rows)(list(asked)) if asked else []
     if len(words) != len(asked) or not {*words} <= {None, "plausible", "tenuous", "flawed", "not_plausible"}:
         raise ValueError(f"the judge gave {len(words)} words for {len(asked)} rollouts: {sorted(map(str, {*words}))}; "
                          "wanted is plausible, tenuous, flawed, not_plausible or None for each.")
-    for (row, places), word in zip(asked.items(), words, strict=True):
-        right = word == "plausible" and read_answer(row.trace, row.options) == row.label
-        levels = {"plausible": 1.0 if right else wrong_plausible, "tenuous": right_tenuous, None: None}
-        for i in places:
-            rewards[i] = levels.get(word, 0.0)
+    said, levels = dict(zip(asked, words, strict=True)), {"plausible": 1.0, "tenuous": right_tenuous}
+    for i, rows in held.items():
+        right = read_answer(rows[0].trace, rows[0].options) == rows[0].label
+        total = sum(levels.get(said[row], 0.0) for row in rows)
+        rewards[i] = None if None in map(said.get, rows) else total if right else wrong_plausible * total / len(rows)
     return rewards

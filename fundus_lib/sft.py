@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on knowledge-aware reasoning traces (setup E), with TRL's SFTTrainer."""
+"""Supervised fine-tuning on reasoning traces (setup E), or on their answers alone (B), with TRL's SFTTrainer."""
 
 import json
 import sys
@@ -20,6 +20,11 @@ def trace_rows(questions: pd.DataFrame, traces: pd.DataFrame, root: Path) -> pd.
         "image": [str(root / path) for path in kept.path],
         "prompt": [prompt(q, o, k) for q, o, k in zip(kept.question, kept.options, kept.kind, strict=True)],
         "completion": kept.text.to_list()})
+
+
+def answers_alone(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same rows without their reasoning (setup B): what they gain less than E is what the traces teach."""
+    return rows.assign(completion=rows.completion.str.extract(r"(<answer>[^<]*</answer>)\s*$", expand=False))
 
 
 def as_dataset(rows: pd.DataFrame) -> datasets.Dataset:

@@ -61,7 +61,7 @@ def trainer_of(kind: str, folder: str, prompts: int, pixels: int | None = None, 
         generation_kwargs={"suppress_tokens": model.generation_config.suppress_tokens},
         **training.machine_arguments(batch, batch, 0))
     trainer = (GRPOTrainer if kind == "TRL" else UADTGRPOTrainer)(
-        model, [grpo.prepared(reward, job["levels"]) for reward in grpo.REWARDS["G"]], arguments, **KINDS[kind],
+        model, grpo.rewards_of("G", job["levels"]), arguments, **KINDS[kind],
         train_dataset=as_dataset(pd.read_parquet(RUN / "06_grpo" / "rows.parquet")), processing_class=processor,
         callbacks=[clock := Clock()])
     trainer.remove_callback(PrinterCallback)

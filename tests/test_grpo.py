@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 import torch
 
-from fundus_lib import grpo, training
+from fundus_lib import grpo, runs, training
 from fundus_lib import model as models
-from fundus_lib.sft import as_dataset, steps
+from fundus_lib.sft import answers_alone, as_dataset, steps
 from fundus_lib.sft import train as sft_train
 from fundus_lib.uadt import UADTGRPOTrainer
 
@@ -85,8 +85,31 @@ def test_an_abstention_gets_the_mean_of_its_group_and_a_question_without_k_none(
     def judged(prompts, completions, **columns):
         return [1.0, None, 0.5, None, None]
 
-    call = grpo.prepared(judged, {})
+    call = grpo.prepared(judged)
     assert call([], [], question_id=["a", "a", "a", "b", "b"], log_extra=lambda *_: None) == [1, 0.75, 0.5, None, None]
+
+
+def test_every_setup_of_table_5_starts_where_the_paper_says_and_is_rewarded_as_it_says():
+    paper = pd.read_csv(runs.ROOT / "papers_figs/published/fundus_r1_table5.csv")
+    assert {"A", "B", "E", *grpo.STARTS} == {*paper.setup, "F_uadt", "G_uadt"}
+    assert grpo.STARTS["C"] == "A" and grpo.STARTS["D"] == "B" and {*grpo.STARTS.values()} == {"A", "B", "E"}
+    trace = "<think> This CFP image shows microaneurysm. It indicates PDR. </think> <answer> PDR </answer>"
+    columns = {"answer": ["B"], "options": [OPTIONS], "kind": ["single"], "label": ["Moderate NPDR"],
+               "modality": ["CFP"], "findings": [["microaneurysm", "retinal hemorrhage"]]}
+    for setup in grpo.STARTS:
+        got = {reward.__name__: reward([], [trace], question_id=["a"], log_extra=lambda *_: None, **columns)[0]
+               for reward in grpo.rewards_of(setup, {"right_tenuous": 0.5, "wrong_plausible": 0.4})}
+        process = {"G": 0, "H": 0.4, "I": 0, "J": 0.2}  # wrong: 0.4 x (VF: it sees what is there; DK: not what PDR needs)
+        assert got == {"answer_reward": 0, "format_reward": 1} | (
+            {"process_reward": process[setup[0]]} if setup[0] in process else {})
+
+
+def test_setup_b_learns_the_answers_of_e_and_nothing_else():
+    traces = pd.DataFrame({"image": ["a", "b"], "prompt": "?", "completion": [
+        "<think> x </think> <answer> PDR </answer>", "<think> an <answer> y </think> <answer> No DR </answer>"]})
+    alone = answers_alone(traces)
+    assert alone.completion.to_list() == ["<answer> PDR </answer>", "<answer> No DR </answer>"]
+    assert alone.drop(columns="completion").equals(traces.drop(columns="completion"))
 
 
 @pytest.fixture(scope="module")

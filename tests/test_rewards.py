@@ -50,6 +50,20 @@ def test_process_values_by_hand():
     assert process(trace_writer.write_trace("PDR", "CFP", [])) == 0  # wrong, and no reason given
 
 
+@pytest.mark.parametrize(("answer", "shown", "seen", "values"), [  # of G, H, I, J: Eq. 4, findings, knowledge, both
+    ("Moderate NPDR", SEEN, SEEN, (1, 1, 1, 2)),                   # right, sees what is there, and its rule holds
+    ("Moderate NPDR", SEEN, ["cotton-wool spot"], (0.5, 0.5, 1, 1.5)),  # right by a rule that holds of another eye
+    ("PDR", ["neovascularization"], ["neovascularization"], (0.5, 0.25, 0.5, 0.375)),  # wrong: what decides is left out
+    ("PDR", ["neovascularization"], SEEN, (0.5, 0, 0.5, 0.25)),    # wrong, and invents what would make it right
+    ("PDR", [], SEEN, (0, 0, 0, 0))])                              # wrong, without a reason
+def test_ablations_judge_every_rollout_by_their_items(answer, shown, seen, values):
+    """A wrong answer earns 0.5 at most, so with answer and format (at most 1) it stays below every right one (2)."""
+    trace = trace_writer.write_trace(answer, "CFP", shown)
+    items = (("by answer",), ("VF",), ("DK",), ("VF", "DK"))
+    assert tuple(process(trace, seen=seen, items=item) for item in items) == values
+    assert answer == "Moderate NPDR" or max(values) <= 0.5
+
+
 def test_a_wrong_answer_is_judged_without_the_image():
     wrong = trace_writer.write_trace("PDR", "CFP", ["neovascularization"])
     assert judge(wrong, seen=[]) == judge(wrong, seen=["neovascularization", "drusen"]) == "plausible"
@@ -145,7 +159,7 @@ def test_another_judge_gets_each_distinct_rollout_once_and_may_abstain():
 
     assert scored([RIGHT, wrong, RIGHT, "no answer"]) == [1, 0.5, 1, 0]
     assert [row.trace for row in asked] == [RIGHT, wrong]
-    assert asked[0] == (RIGHT, "Moderate NPDR", "CFP", tuple(SEEN), ())
+    assert asked[0] == (RIGHT, "Moderate NPDR", "CFP", tuple(SEEN), (), "by answer")
     assert scored([RIGHT, "no answer"]) == [None, 0]  # abstaining is no zero
     with pytest.raises(ValueError, match="good"):
         rewards.process_reward(None, [RIGHT], label=["Moderate NPDR"], modality=["CFP"], findings=[SEEN],
