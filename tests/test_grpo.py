@@ -99,7 +99,7 @@ def test_every_setup_of_table_5_starts_where_the_paper_says_and_is_rewarded_as_i
     for setup in grpo.STARTS:
         got = {reward.__name__: reward([], [trace], question_id=["a"], log_extra=lambda *_: None, **columns)[0]
                for reward in grpo.rewards_of(setup, {"right_tenuous": 0.5, "wrong_plausible": 0.4})}
-        process = {"G": 0, "H": 0.4, "I": 0, "J": 0.2}  # wrong: 0.4 x (VF: it sees what is there; DK: not what PDR needs)
+        process = {"G": 0, "H": 0.4, "I": 0, "J": 0.2}  # 0.4 x (VF: it sees what is there; DK: not what PDR needs)
         assert got == {"answer_reward": 0, "format_reward": 1} | (
             {"process_reward": process[setup[0]]} if setup[0] in process else {})
 
