@@ -2,8 +2,9 @@
 
 TRL repeats every prompt once a rollout before anything else, so that each image is decoded, processed, encoded and
 its prompt read again for every rollout, in every phase. Here the batch carries *places* in a table of distinct images
-instead of pixels, the vision tower sees the distinct images only, and the prompts of a group are read once before its
-rollouts are sampled. What is optimised does not change. Everything that leans on TRL's private interface is here.
+instead of pixels, the vision tower sees the distinct images only, and a group's prompt is read once before its rollouts
+are sampled and once when they are scored (`packing`). What is optimised does not change. Everything that leans on TRL's
+private interface is here.
 """
 
 import json
@@ -14,6 +15,7 @@ from math import gcd
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
@@ -29,6 +31,7 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import pad, split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from fundus_lib.generation import Prefilled, decode
+from fundus_lib.packing import pack, sequences
 
 
 class Pictures:
@@ -112,12 +115,13 @@ class Followed(DynamicCache):
         self.pairs = self.pairs[indices.cpu()]
 
 
-def image_by_image(batches: list[dict]) -> list[dict]:
-    """The same rollouts in as many batches, those of an image side by side."""
+def prompt_by_prompt(batches: list[dict]) -> list[dict]:
+    """The same rollouts in as many batches, those of an image and of a prompt side by side."""
     parts = [split_pixel_values_by_grid(batch) for batch in batches]
     if not isinstance(parts[0].get("pixel_values"), list):  # no image
         return batches
-    where = [tuple(rows.flatten().tolist()) for part in parts for rows in part["pixel_values"]]
+    where = [(rows.flatten().tolist(), ids.tolist()) for part in parts
+             for rows, ids in zip(part["pixel_values"], part["prompt_ids"], strict=True)]
     order = sorted(range(len(where)), key=where.__getitem__)
 
     def joined(name):
@@ -136,8 +140,8 @@ class SharedVisionGRPOTrainer(GRPOTrainer):
 
     Per distinct image of a generation batch: one decoding, one pass of the image processor, one encoding without
     gradient for sampling and old log-probabilities, one for a reference model, and one in the loss; a frozen tower
-    sees it once in all. Completions are sampled with `generation.decode`, from numbers of torch's global generator,
-    which a checkpoint keeps.
+    sees it once in all. A group's prompt is read once a phase. Completions are sampled with `generation.decode`, from
+    numbers that the seed and the generation's number give: a resumed run and one in more processes say the same.
 
     Args, besides GRPOTrainer's: share; False is TRL's own trainer, bit for bit.
 
@@ -212,12 +216,12 @@ class SharedVisionGRPOTrainer(GRPOTrainer):
         buffered = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         window, held = self.args.gradient_accumulation_steps, self.args.steps_per_generation
-        if (not self.share or self._buffered_inputs is buffered or not self._learns_to_see()
+        if (not self.share or self._buffered_inputs is buffered or window == 1
                 or self.loss_type == "bnpo" or (window % held and held % window)):
             return inputs
-        batches = self._buffered_inputs  # an optimiser step's rollouts change places, so that an image stays in one
+        batches = self._buffered_inputs  # an optimiser step's rollouts change places, so that a prompt stays in one
         self._buffered_inputs = [batch for start in range(0, held, window)
-                                 for batch in image_by_image(batches[start:start + window])]
+                                 for batch in prompt_by_prompt(batches[start:start + window])]
         return self._buffered_inputs[self._step % held]
 
     def _learns_to_see(self) -> bool:
@@ -261,8 +265,7 @@ class SharedVisionGRPOTrainer(GRPOTrainer):
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs) as model,
             torch.no_grad(), self.accelerator.autocast(),
         ):
-            # numbers of the global generator, which checkpoints keep
-            draws = torch.rand(len(firsts), rollouts, self.max_completion_length, dtype=torch.float64).to(device)
+            draws = self._draws(len(firsts), rollouts).to(device)
             positions, _ = seers(model)[0].get_rope_index(**inputs)
             out = model(**inputs, pixel_values=torch.cat([pixels[i] for i in which]).to(device),
                         position_ids=positions, logits_to_keep=1, use_cache=True,
@@ -273,6 +276,54 @@ class SharedVisionGRPOTrainer(GRPOTrainer):
         ended = torch.isin(tokens, torch.tensor(self.eos_token_ids, device=device))
         lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, tokens.shape[1]).tolist()
         return [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)], None
+
+    def _draws(self, prompts: int, rollouts: int) -> Tensor:
+        """Uniform numbers (prompts, rollouts, tokens) of this process: the seed, the generation's number and the place
+        in the whole batch decide them, so that neither a restart nor the number of processes changes a rollout."""
+        generation = self._step // (self.args.steps_per_generation * self.num_iterations)
+        rng = np.random.default_rng([self.args.seed, generation, self.model.training])
+        first, every = self.accelerator.process_index * prompts, self.accelerator.num_processes * prompts
+        return torch.from_numpy(rng.random((every, rollouts, self.max_completion_length))[first:first + prompts])
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None,
+                                           compute_entropy=False, compute_aux_loss=False, pixel_values=None,
+                                           image_grid_thw=None, num_images=None, **others):
+        if not self.share or pixel_values is None or compute_aux_loss:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss,
+                pixel_values, image_grid_thw, num_images, **others)
+        images = [range(end - count, end) for count, end in zip(num_images, accumulate(num_images), strict=True)]
+        pixels = pixel_values.split(image_grid_thw.prod(-1).tolist())
+        kinds, size = others["mm_token_type_ids"], batch_size or len(input_ids)
+        scored = []
+        for start in range(0, len(input_ids), size):
+            rows = range(start, min(start + size, len(input_ids)))
+            scored.append(self._packed_scores(
+                model, *(tensor[rows.start:rows.stop] for tensor in (input_ids, attention_mask, kinds)),
+                logits_to_keep, [[(pixels[i], image_grid_thw[i]) for i in images[row]] for row in rows]))
+        logps, entropies = (torch.cat(parts) if parts[0] is not None else None for parts in zip(*scored, strict=True))
+        return logps, entropies if compute_entropy else None, None
+
+    def _packed_scores(self, model, ids, mask, kinds, width, images) -> list[Tensor | None]:
+        """Log-probability and entropy (None of a reference model) of the last `width` tokens, (B, width) each.
+        images: of each row, (places, grid) of every image."""
+        prompts, lengths = ids[:, :-width], mask[:, :-width].sum(1).tolist()
+        keys = [(*row[-length:].tolist(), *(int(places[0, 0]) for places, _ in shown))
+                for row, length, shown in zip(prompts, lengths, images, strict=True)]
+        together = sequences(keys, lengths, mask[:, -width:].sum(1).tolist())
+        firsts = [members[0] for members in together]
+        shown = [image for row in firsts for image in images[row]]
+        grids = torch.stack([grid for _, grid in shown])
+        positions, _ = seers(model)[0].get_rope_index(
+            prompts[firsts], mm_token_type_ids=kinds[firsts, :-width], image_grid_thw=grids,
+            attention_mask=mask[firsts, :-width])
+        packed = pack(together, prompts, mask[:, :-width], positions, ids[:, -width:], mask[:, -width:])
+        with self.accelerator.autocast():
+            out = model(input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions,
+                        pixel_values=torch.cat([places for places, _ in shown]), image_grid_thw=grids,
+                        shift_labels=packed.labels, fused_lm_head=True)
+        return [values if values is None else torch.cat([values.flatten(), values.new_zeros(1)])[packed.where]
+                for values in (out.log_probs, out.entropy)]
 
     @torch.no_grad()
     def forward_entropy(self, batch: dict) -> Tensor:
