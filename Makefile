@@ -7,6 +7,7 @@ PROFILE     ?= cpu
 DATA        ?=
 SEED        ?= 0
 SEEDS       ?=
+SETUP       ?= G
 TORCH_INDEX ?=
 
 STAGES  := 00_start_here 01_data base_model 02_knowledge_rag 03_vf_voting 04_trace_qc 05_sft 06_grpo 07_evaluation \
@@ -18,13 +19,13 @@ PY      := $(if $(PYTHON),$(PYTHON),.venv/bin/python)
 CHOICE   = --profile $(PROFILE) --seed $(SEED) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(DATA),--data "$(DATA)")
 RUNS     = $(PY) -m fundus_lib.runs
 
-.PHONY: help reproduce test status compare data-status bench drills book lab env lock clean $(STAGES)
+.PHONY: help reproduce test status compare data-status bench drills recorded book export lab env lock clean $(STAGES)
 .DEFAULT_GOAL := help
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "make STAGE        one stage and what it needs: $(STAGES)"
-	@echo "variables         PROFILE=smoke|cpu|single_gpu|paper (now $(PROFILE))  DATA=<folder of unpacked downloads>  SEED=  SEEDS="
+	@echo "variables         PROFILE=smoke|cpu|single_gpu|paper (now $(PROFILE))  DATA=<folder of unpacked downloads>  SEED=  SEEDS=  SETUP="
 
 reproduce: env   ## every notebook, table and figure; only what is missing or stale is executed
 	@$(RUNS) reproduce $(CHOICE)
@@ -41,23 +42,31 @@ compare: env     ## ours beside the published tables, with verdicts, into papers
 data-status: env ## what of the catalogue lies in DATA, with counts and problems, and how to get the rest
 	@$(PY) -m fundus_lib.data status "$(DATA)"
 
+# Tests of whole runs: against a server, in several processes, through the settings of the GPU profiles.
+WHOLE := served processes profiles_walk
 # Two threads are many times slower than one as soon as two processes share the cores.
 test: export OMP_NUM_THREADS = 1
 test: env        ## lint, unit tests, all notebooks through papermill (smoke), through nbval, and against a real server
 	$(PY) -m ruff check .
 	$(PY) -m nbstripout --verify --keep-id notebooks/*.ipynb
-	$(PY) -m pytest -q -n 2 --dist loadscope --ignore tests/test_served.py tests
+	$(PY) -m pytest -q -n 2 --dist loadscope $(WHOLE:%=--ignore tests/test_%.py) tests
 	$(RUNS) reproduce --profile smoke
-	$(PY) -m pytest -q -n 2 --dist loadscope --nbval-lax --nbval-current-env notebooks tests/test_served.py
+	$(PY) -m pytest -q -n 2 --dist loadscope --nbval-lax --nbval-current-env notebooks $(WHOLE:%=tests/test_%.py)
 
 bench: env       ## what things cost on this machine, into papers_figs/recorded/bench.csv
 	@$(PY) tests/bench.py
+
+recorded: env    ## long runs with several seeds, resumable run by run, each a small record in papers_figs/recorded/runs
+	@$(PY) -m fundus_lib.recorded
 
 drills: env      ## client, votes and traces killed at 50 random moments, into papers_figs/recorded/drills.csv
 	@$(PY) tests/drills.py
 
 book: env        ## the executed notebooks as web pages with an index: runs/<profile>/book/index.html
 	@$(PY) -m fundus_lib.book --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
+
+export: env      ## the model of SETUP with its card, and its data for LLaMA-Factory and verl: runs/<profile>/export/
+	@$(PY) -m fundus_lib.export --profile $(PROFILE) --setup $(SETUP) --seed $(SEED) $(if $(DATA),--data "$(DATA)")
 
 lab: env         ## JupyterLab on the notebooks
 	@$(PY) -m jupyterlab --notebook-dir=notebooks
