@@ -3,13 +3,15 @@
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from fundus_lib import grpo, runs, training
+from fundus_lib import grpo, rewards, runs, settings, training, watching
 from fundus_lib import model as models
 from fundus_lib.sft import answers_alone, as_dataset, steps
 from fundus_lib.sft import train as sft_train
 from fundus_lib.uadt import UADTGRPOTrainer
 
+LEVELS = settings.load("smoke").rewards.model_dump(exclude={"judge"})
 OPTIONS = [{"letter": "A", "text": "No DR"}, {"letter": "B", "text": "Moderate NPDR"}]
 
 
@@ -35,12 +37,12 @@ def trainer_of(kind, base, data, folder, steps, *, model=None, arguments=(), **e
 
     torch.manual_seed(0)
     model = models.load_model(base) if model is None else model
-    settings = {
+    given = {
         "output_dir": str(folder), "max_steps": steps, "num_generations": 4, "seed": 0, "max_completion_length": 8,
         "steps_per_generation": 1, "learning_rate": 1e-3, "temperature": 1.0, "beta": 0.0, "save_strategy": "no",
         "generation_kwargs": {"suppress_tokens": model.generation_config.suppress_tokens},
         **training.machine_arguments(8, 8, 0), **dict(arguments)}
-    return kind(model, even_length, GRPOConfig(**settings),
+    return kind(model, even_length, GRPOConfig(**given),
                 train_dataset=as_dataset(data) if isinstance(data, pd.DataFrame) else data,
                 processing_class=models.load_processor(base), **extra)
 
@@ -81,12 +83,16 @@ def test_group_advantages_by_hand_and_as_trl_computes_them(tiny_base, rows, tmp_
 
 
 def test_an_abstention_gets_the_mean_of_its_group_and_a_question_without_k_none():
-    """TRL adds rewards up with nansum: an abstention would be a zero among its group."""
+    """TRL adds rewards up with nansum: an abstention would be a zero among its group. A wrong rollout whose judge is
+    silent gets no more than any wrong one: with the mean of J's right ones (2) it would overtake them."""
     def judged(prompts, completions, **columns):
-        return [1.0, None, 0.5, None, None]
+        return [1.0, None, 0.5, None, None, 2.0, None]
 
-    call = grpo.prepared(judged)
-    assert call([], [], question_id=["a", "a", "a", "b", "b"], log_extra=lambda *_: None) == [1, 0.75, 0.5, None, None]
+    said = [f"<think> x </think> <answer> {letter} </answer>" for letter in "AAAAAAB"]
+    call = grpo.prepared(judged, wrong_plausible=0.4)
+    got = call([], said, question_id=list("aaabbcc"), log_extra=lambda *_: None, answer=["A"] * 7,
+               options=[OPTIONS] * 7, kind=["single"] * 7)
+    assert got == [1, 0.75, 0.5, None, None, 2, 0.4]
 
 
 def test_every_setup_of_table_5_starts_where_the_paper_says_and_is_rewarded_as_it_says():
@@ -98,7 +104,7 @@ def test_every_setup_of_table_5_starts_where_the_paper_says_and_is_rewarded_as_i
                "modality": ["CFP"], "findings": [["microaneurysm", "retinal hemorrhage"]]}
     for setup in grpo.STARTS:
         got = {reward.__name__: reward([], [trace], question_id=["a"], log_extra=lambda *_: None, **columns)[0]
-               for reward in grpo.rewards_of(setup, {"right_tenuous": 0.5, "wrong_plausible": 0.4})}
+               for reward in grpo.rewards_of(setup, LEVELS | {"wrong_plausible": 0.4})}
         process = {"G": 0, "H": 0.4, "I": 0, "J": 0.2}  # 0.4 x (VF: it sees what is there; DK: not what PDR needs)
         assert got == {"answer_reward": 0, "format_reward": 1} | (
             {"process_reward": process[setup[0]]} if setup[0] in process else {})
@@ -118,9 +124,9 @@ def job(tiny_base, rows, tmp_path_factory):
     rows.to_parquet(path)
     return {
         "setup": "G_uadt", "start": str(tiny_base), "rows": str(path), "prompts_per_step": 2, "rollouts": 4,
-        "steps": 5, "learning_rate": 1e-3, "warmup_steps": 0, "kl_beta": 0.0, "temperature": 1.0,
+        "steps": 5, "candidates": 1, "learning_rate": 1e-3, "warmup_steps": 0, "kl_beta": 0.0, "temperature": 1.0,
         "max_new_tokens": 8, "micro_batch": 8, "zero_stage": 0, "lora_rank": 0, "train_vision": False, "seed": 0,
-        "levels": {"right_tenuous": 0.5, "wrong_plausible": 0.5}, "judge": None, "vocabulary": None,
+        "levels": LEVELS, "judge": None, "vocabulary": None,
         "uadt": {"strength": 0.5, "temperature": 0.5, "decay": 0.9, "granularity": "rollout"},
     }
 
@@ -149,8 +155,22 @@ def test_an_interrupted_run_resumes_exactly_and_leaves_a_loadable_model(job, tmp
     assert all(torch.equal(a, b) for a, b in zip(models.load_model(whole).parameters(),
                                                  models.load_model(cut).parameters(), strict=True))
     rollouts = pd.read_parquet(cut / "rollouts.parquet")
-    assert len(rollouts) == 5 * 8 and {"question_id", "answer_reward", "process_reward"} <= set(rollouts)
+    assert len(rollouts) == 5 * 8 and set(rollouts.judgement) == {"no answer"}  # an untrained model writes no tags
+    assert {"question_id", "answer_reward", "process_reward", "objections"} <= set(rollouts)
+    assert pd.read_csv(cut / "alarms.csv").empty  # five steps are one window: nothing to compare
+    assert list(watching.log_alarms(pd.concat([expected, got]))) == ["all_clipped", "no_reward_variance"]  # it earns 0
     assert not (cut / training.CHECKPOINTS).exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_batch(job, tmp_path, monkeypatch):
+    def format_reward(prompts, completions, **_):
+        return even_length(prompts, completions)
+
+    monkeypatch.setattr(rewards, "format_reward", format_reward)  # one that an untrained model earns now and then
+    with pytest.raises(FloatingPointError, match=f"step 2: .*{tmp_path}/bad_batch_0.safetensors"):
+        grpo.train(tmp_path, **(job | {"learning_rate": 1e30, "steps": 3}))
+    assert load_file(tmp_path / "bad_batch_0.safetensors")["completion_ids"].shape == (8, 8)
+    assert not (tmp_path / training.FINISHED).exists()
 
 
 def test_lora_is_merged_into_a_model_that_loads(job, tiny_base, tmp_path):
@@ -189,6 +209,6 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_a_failing_job_names_its_folder_and_shows_its_log(tmp_path):
-    broken = training.Job("fundus_lib.grpo", tmp_path / "F" / "seed0", {"setup": "F"}, steps=1)
+    broken = training.Job("fundus_lib.grpo", tmp_path / "F" / "seed0", {"setup": "F", "seed": 0}, steps=1)
     with pytest.raises(RuntimeError, match=r"F/seed0.*\n(.*\n)*.*missing"):
         training.run_jobs([broken], workers=1)

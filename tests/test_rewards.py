@@ -1,10 +1,11 @@
 """Rewards: values by hand, hacking, and the public judgements."""
 
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
-from fundus_lib import knowledge, lexicon, rewards, trace_writer
+from fundus_lib import knowledge, lexicon, rewards, settings, trace_writer
 
 SEEN = ["microaneurysm", "retinal hemorrhage"]
 OPTIONS = [{"letter": "A", "text": "PDR"}, {"letter": "B", "text": "Moderate NPDR"}]
@@ -23,10 +24,10 @@ def judge(trace, label="Moderate NPDR", seen=SEEN):
 def test_answer_reward_takes_letter_or_text_in_messages_or_strings():
     completions = ["<think>x</think> <answer>B</answer>", [{"role": "assistant", "content": RIGHT}],
                    "<think>x</think> <answer>A</answer>", "The answer is B",
-                   "<think>x</think> <answer>Glaucoma</answer>"]
-    options = [OPTIONS, {"A": "PDR", "B": "Moderate NPDR"}, OPTIONS, OPTIONS, None]
-    answer, kind = ["B", "B", "B", "B", "Glaucoma"], ["single"] * 4 + ["open"]
-    assert rewards.answer_reward(None, completions, answer=answer, options=options, kind=kind) == [1, 1, 0, 0, 1]
+                   "<think>x</think> <answer>Glaucoma</answer>", "<think> </think> <answer>B</answer>"]
+    options = [OPTIONS, {"A": "PDR", "B": "Moderate NPDR"}, OPTIONS, OPTIONS, None, OPTIONS]
+    answer, kind = ["B", "B", "B", "B", "Glaucoma", "B"], ["single"] * 4 + ["open", "single"]
+    assert rewards.answer_reward(None, completions, answer=answer, options=options, kind=kind) == [1, 1, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize(("text", "value"), [
@@ -62,6 +63,52 @@ def test_ablations_judge_every_rollout_by_their_items(answer, shown, seen, value
     items = (("by answer",), ("VF",), ("DK",), ("VF", "DK"))
     assert tuple(process(trace, seen=seen, items=item) for item in items) == values
     assert answer == "Moderate NPDR" or max(values) <= 0.5
+
+
+@pytest.mark.parametrize("items", [("by answer",), ("VF",), ("DK",), ("VF", "DK")])  # of G, H, I, J
+@pytest.mark.parametrize(("levels", "weights"), [((0.5, 0.5), (1, 1, 1)), ((1, 0.9), (1, 3, 1)), ((0, 1), (1, 0, 0.9)),
+                                                 ((0.5, 1), (1, 1, 1)), ((0.5, 0.6), (1, 1, 2)),
+                                                 ((1, 0.1), (0.1, 0, 1))])
+def test_settings_are_refused_exactly_where_a_wrong_answer_can_reach_a_right_one(items, levels, weights):
+    """The most and the least that a judge can give, word by word, against the inequality of the settings."""
+    traces = [f"<think> x </think> <answer> {letter} </answer>" for letter in "BA"]
+    columns = {"label": ["Moderate NPDR"] * 2, "modality": ["CFP"] * 2, "findings": [SEEN] * 2,
+               "options": [OPTIONS] * 2}
+    right, wrong = [], []
+    for word in ("plausible", "tenuous", "flawed", "not_plausible"):
+        earned = rewards.process_reward(None, traces, right_tenuous=levels[0], wrong_plausible=levels[1], items=items,
+                                        judge=lambda rows, word=word: [word] * len(rows), **columns)
+        right, wrong = [*right, earned[0]], [*wrong, earned[1]]
+    answer, form, process = weights
+    ranked = answer + form + process * min(right) > form + process * max(wrong)
+    given = dict(zip(("answer_weight", "format_weight", "process_weight"), map(float, weights), strict=True),
+                 judge="rules", right_tenuous=float(levels[0]), wrong_plausible=float(levels[1]))
+    with nullcontext() if ranked else pytest.raises(ValueError, match="must be below answer_weight"):
+        settings.Rewards(**given)
+
+
+def test_what_the_judge_objects_to_is_logged_beside_each_rollout():
+    logged = {}
+    traces = [RIGHT, RIGHT.replace("hemorrhage.", "hemorrhage, neovascularization.", 1),
+              trace_writer.write_trace("PDR", "CFP", []), "no answer", RIGHT]
+    columns = {"label": ["Moderate NPDR"] * 4 + [None], "modality": ["CFP"] * 5, "findings": [SEEN] * 5}
+    rewards.process_reward(None, traces, log_extra=logged.__setitem__, **columns)
+    assert logged["judgement"] == ["plausible", "flawed", "not_plausible", "no answer", None]
+    assert [[*filter(None, said.split(", "))] for said in logged["objections"]] == [
+        [], ["fabricated", "self_contradiction", "made_up"], ["missing_required_vf"], [], []]
+    rewards.process_reward(None, traces, log_extra=logged.__setitem__, items=("VF", "DK"),
+                           judge=lambda rows: [None] * len(rows), **columns)
+    assert logged["judgement"] == ["abstained+abstained"] * 3 + ["no answer", None]
+
+
+def test_shuffled_answers_earn_what_chance_earns():
+    """1000 rollouts that know the right one of two options: 1 on true answers, a half on shuffled ones, within 4 sd."""
+    true = ["AB"[i % 2] for i in range(1000)]
+    said = [f"<think> x </think> <answer> {letter} </answer>" for letter in true]
+    shuffled = np.random.default_rng(0).permutation(true).tolist()
+    earned = [np.mean(rewards.answer_reward(None, said, answer=answer, options=[OPTIONS] * 1000))
+              for answer in (true, shuffled)]
+    assert earned[0] == 1 and abs(earned[1] - 0.5) < 4 * (0.25 / 1000) ** 0.5
 
 
 def test_a_wrong_answer_is_judged_without_the_image():
@@ -179,3 +226,14 @@ def test_the_public_judgements(trace_cases):
         verdict = rewards.judge_by_rules(case["trace"], **about)
         passed.append(verdict in (expected["judgement"], *expected["also_acceptable"]))
     assert np.mean(passed) >= 0.97
+
+
+def test_who_was_never_shown_reasoning_may_answer_alone_and_nobody_else():
+    """Setup D goes on from answers without traces: were they worth nothing, every group would be without advantage."""
+    alone, reasoned = "<answer> Mild NPDR </answer>", "<think> it is </think> <answer> Mild NPDR </answer>"
+    for text, free, bound in ((alone, 1.0, 0.0), (reasoned, 1.0, 1.0), (alone * 2, 0.0, 0.0), ("Mild NPDR", 0.0, 0.0),
+                              ("<think> </think> " + alone, 0.0, 0.0), ("so: " + alone, 0.0, 0.0)):
+        for reward in (rewards.answer_reward, rewards.format_reward):
+            columns = {"answer": ["Mild NPDR"], "kind": ["open"]}
+            assert reward([""], [text], reasoned=False, **columns) == [free], text
+            assert reward([""], [text], **columns) == [bound], text
