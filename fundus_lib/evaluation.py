@@ -166,12 +166,15 @@ def open_scores(response: str | None, extracted: str | None, answer: str) -> tup
 
 
 def ophthareason_scores(questions: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """MM-Retinal-Reason's scores: kind, dataset, domain, metric, score (percent), n (questions).
+    """MM-Retinal-Reason's scores: kind, dataset, domain, metric, score, low, high (percent), n (questions).
 
     One right option: accuracy. Several: exact set, mean F1 of the sets. Open: exact match by any name, token F1. It
     ships no scorer, the metrics are ours. `macro` is the plain mean over a domain's data sets, by file where unnamed.
+    low, high: `intervals.interval_by_image`; of macro, those of its data sets put together (Zou and Donner 2008).
     questions: read_mm_retinal_reason; predictions: `score_predictions` of them, in the same order.
     """
+    from fundus_lib.intervals import interval_by_image
+
     rows = []
     for question, said in zip(questions.itertuples(), predictions.itertuples(), strict=True):
         extracted = said.extracted if isinstance(said.extracted, str) else ""
@@ -182,11 +185,18 @@ def ophthareason_scores(questions: pd.DataFrame, predictions: pd.DataFrame) -> p
             scores["token F1"] = open_scores(said.response, extracted, question.answer)[1]
         dataset = question.dataset if isinstance(question.dataset, str) else question.id.partition("::")[0]
         domain = question.domain if isinstance(question.domain, str) else "not stated"
-        rows += [(question.kind, dataset, domain, metric, 100 * score) for metric, score in scores.items()]
-    frame = pd.DataFrame(rows, columns=["kind", "dataset", "domain", "metric", "score"])
-    each = frame.groupby(list(frame.columns[:4]), as_index=False).agg(score=("score", "mean"), n=("score", "size"))
-    macro = each.groupby(["kind", "domain", "metric"], as_index=False).agg(score=("score", "mean"), n=("n", "sum"))
-    return pd.concat([each, macro.assign(dataset="macro")], ignore_index=True)
+        shown = str(list(question.images)) if "images" in questions else question.id
+        rows += [(question.kind, dataset, domain, metric, shown, score) for metric, score in scores.items()]
+    columns, bounds = ["kind", "dataset", "domain", "metric"], ["score", "low", "high"]
+    each = pd.DataFrame([(*key, part[5].mean(), *interval_by_image(part[5], part[4]), len(part))
+                         for key, part in pd.DataFrame(rows).groupby([0, 1, 2, 3])], columns=[*columns, *bounds, "n"])
+    reach = each.assign(low=(each.score - each.low) ** 2, high=(each.high - each.score) ** 2)
+    macro = reach.groupby(["kind", "domain", "metric"], as_index=False).agg(
+        score=("score", "mean"), low=("low", "sum"), high=("high", "sum"), n=("n", "sum"), sets=("n", "size"))
+    macro["low"], macro["high"] = (macro.score + sign * macro[end] ** 0.5 / macro.sets
+                                   for sign, end in ((-1, "low"), (1, "high")))
+    table = pd.concat([each, macro.drop(columns="sets").assign(dataset="macro")], ignore_index=True)
+    return table.assign(**{name: 100 * table[name].clip(0, 1) for name in bounds})
 
 
 def constant_baseline(questions: pd.DataFrame) -> pd.Series:

@@ -19,6 +19,20 @@ def wilson_interval(hits: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def interval_by_image(scores: Sequence[float], images: Sequence, n: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean of scores (0..1 each), several about an image: equal `images` stand or fall together.
+
+    Hits: Wilson's for as many observations as there are images. Shares (F1): Bayesian bootstrap over the images.
+    """
+    scores, unit = np.asarray(scores, float), pd.factorize(np.asarray(images))[0]
+    if np.isin(scores, (0, 1)).all():
+        return wilson_interval(np.full(unit.max() + 1, scores.mean()))
+    weights = np.random.default_rng(seed).standard_exponential((n, unit.max() + 1))
+    means = (weights @ np.bincount(unit, scores)) / (weights @ np.bincount(unit))
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
 def paired_interval(a: Sequence[float], b: Sequence[float], n: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """Mean of a - b with its 95 % percentile bootstrap interval over the images, both in the same order.
 

@@ -281,8 +281,13 @@ def test_ophthareason_by_hand():
     questions["options"] = [options if kind != "open" else [] for kind in questions.kind]
     predictions = evaluation.score_predictions(questions, [row[-1] for row in rows])
     table = evaluation.ophthareason_scores(questions, predictions)
-    assert table.columns.tolist() == ["kind", "dataset", "domain", "metric", "score", "n"]
-    got = {tuple(row[:4]): tuple(row[4:]) for row in table.itertuples(index=False)}
+    assert table.columns.tolist() == ["kind", "dataset", "domain", "metric", "score", "low", "high", "n"]
+    got = {tuple(row[:4]): (row.score, row.n) for row in table.itertuples(index=False)}
+    ends = {tuple(row[:4]): (row.low, row.high) for row in table.itertuples(index=False)}
+    assert ends["single", "UCSD", "in-domain", "accuracy"] == pytest.approx((0, 79.3), abs=0.1)  # Wilson, 0 of 1
+    # macro of 50 [9.5, 90.5] and 100 [20.7, 100]: 75 - sqrt(40.5^2 + 79.3^2) / 2, 75 + sqrt(40.5^2 + 0) / 2
+    assert ends["single", "macro", "out-of-domain", "accuracy"] == pytest.approx((30.5, 95.3), abs=0.1)
+    assert all(low <= table.score[i] <= high for i, (low, high) in enumerate(zip(table.low, table.high, strict=True)))
     outside, unsaid = "out-of-domain", "not stated"
     assert got["single", "IDRiD", outside, "accuracy"] == (50, 2)
     assert got["single", "UCSD", "in-domain", "accuracy"] == got["single", "macro", "in-domain", "accuracy"] == (0, 1)

@@ -57,6 +57,14 @@ def test_wilson_by_hand_and_against_scipy():
     assert intervals.wilson_interval([0.5] * 6 + [0] * 34) == pytest.approx((theirs.low, theirs.high))  # halves count
 
 
+def test_questions_about_one_image_are_one_observation():
+    hits, images = [1, 1, 0, 1, 1, 1], list("aabbcd")  # 5 of 6, about four images
+    assert intervals.interval_by_image(hits, images) == pytest.approx(proportion_confint(4 * 5 / 6, 4, method="wilson"))
+    f1 = intervals.interval_by_image([0.5, 1, 0.2, 0.8], list("abcd"))
+    assert f1 == pytest.approx(intervals.interval_by_image([0.5, 1, 0.2, 0.8] * 3, list("abcd") * 3))  # no surer
+    assert 0.2 < f1[0] < 0.625 < f1[1] < 1
+
+
 def test_paired_interval():
     gain, low, high = intervals.paired_interval([1] * 30 + [0] * 70, [0] * 100)
     assert gain == pytest.approx(0.3) and 0.2 < low < 0.25 and 0.35 < high < 0.4

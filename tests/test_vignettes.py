@@ -71,13 +71,27 @@ def test_cases_repeat_by_seed_and_vary_within_it():
     assert all(len(texts) == 10 for texts in per_kind.values())             # ten turns, ten wordings
 
 
+def test_a_set_of_images_is_of_one_camera_and_training_of_the_clinics_alone(tmp_path):
+    cameras = defaultdict(set)
+    for case in CASES[: 2 * len(vignettes.CELLS)]:
+        cameras[case.images[0].name].add(case.away)
+    assert all(len(cameras_of) == 1 for cameras_of in cameras.values())
+    assert sum(map(sum, cameras.values())) == len(vignettes.PAIRS)  # of two turns each pair is away once
+    file = vignettes.write_cases(tmp_path, CASES[:4], camera="clinic", height=32, split="train")
+    assert {record["domain"] for record in json.loads(file.read_text())} == {"in-domain"}
+    assert any(case.away for case in CASES[:4])
+
+
 def test_records(tmp_path):
     cases = CASES[: len(vignettes.CELLS)]
     file = vignettes.write_cases(tmp_path, cases, camera="clinic", height=32, split="test")
     records = json.loads(file.read_text())
     assert file.name == "complex_reason_test.json" and len(records) == len(cases)
     for case, record in zip(cases, records, strict=True):
-        assert set(record) == {"image", "conversations", "reason", "title", "caption", "pmcid"}
+        assert set(record) == {"image", "conversations", "reason", "title", "caption", "pmcid", "dataset", "domain"}
+        assert record["domain"] == ("out-of-domain" if case.away else "in-domain") and case.answer in record["reason"]
+        assert {finding for image in case.images for finding in image.findings if not finding.startswith(
+            ("normal", "intact"))} <= {m.finding for m in lexicon.find_mentions(record["reason"])}
         assert all(Image.open(tmp_path / path).size[1] == 32 for path in record["image"]) and len(record["image"]) <= 3
         human, gpt = record["conversations"]
         assert human["value"].startswith(case.history) and case.answer not in human["value"] + record["title"]

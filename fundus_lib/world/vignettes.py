@@ -28,6 +28,7 @@ QUESTION = "Which diagnosis do the history and the images support together?"
 RANGES = {"days": (2, 9), "weeks": (3, 9), "months": (4, 12), "years": (8, 22), "dioptres": (9, 14),
           "high": (206, 236), "low": (122, 136), "tense": (26, 34), "calm": (12, 16)}  # lowest, highest
 OTHER = {"right": "left", "left": "right"}
+ELSEWHERE = "screening"  # the camera that no training image is from
 
 
 class CaseImage(NamedTuple):
@@ -51,6 +52,15 @@ class Case:
     images: tuple[CaseImage, ...]
     question: str
     answer: str  # canonical label
+    away: bool  # in a test, drawn by the camera ELSEWHERE: every other pair of a turn, the others in the next one
+
+    @property
+    def reason(self) -> str:
+        """What ties the answer to both: what was drawn, and what the history is about."""
+        seen = {image.modality: [name for name in image.findings if not name.startswith(("normal", "intact"))]
+                or image.findings for image in self.images}
+        shown = " ".join(f"This {modality} image shows {', '.join(names)}." for modality, names in seen.items())
+        return f"{shown} With {HISTORIES[self.told]['clue']} this indicates {self.answer}."
 
 
 def tell(rng, told: str, side: str) -> str:
@@ -78,21 +88,24 @@ def complex_cases(seed: int, count: int) -> list[Case]:
         images = [CaseImage(f"{seed}-{turn:04d}-{pairs.index(pair)}{k}", modality, findings, role,
                             side if role == "affected" else OTHER[side])
                   for k, (modality, findings, role) in enumerate(shown)]
-        cases.append(Case(f"{seed}-{number:05d}", pair, told, history, tuple(images), QUESTION, answer))
+        cases.append(Case(f"{seed}-{number:05d}", pair, told, history, tuple(images), QUESTION, answer,
+                          (turn + pairs.index(pair)) % 2 == 1))
     return cases
 
 
 def write_cases(folder: str | Path, cases: Sequence[Case], *, camera: str, height: int, split: str) -> Path:
     """Draw the images and write folder/complex_reason_<split>.json in MM-Retinal-Reason's format; returns that file.
 
-    `reason` is empty until traces exist, `pmcid` is null as no article is behind a case.
+    `reason` is `Case.reason`: written from what was drawn, not from a vote. `pmcid` is null as no article is behind a
+    case. dataset and domain name the camera: out-of-domain are the test cases of one that no training image is from.
     """
     folder, records = Path(folder), []
     (folder / "images" / split).mkdir(parents=True, exist_ok=True)
-    for image in {image.name: image for case in cases for image in case.images}.values():
+    cameras = {case: ELSEWHERE if case.away and split == "test" else camera for case in cases}
+    for image, seen_by in {image.name: (image, cameras[case]) for case in cases for image in case.images}.values():
         for attempt in range(100):  # the side of an en-face drawing falls by lot
             rng = np.random.default_rng([zlib.crc32(image.name.encode()), attempt])
-            drawing = draw(rng, image.modality, image.findings, camera=camera, height=height)
+            drawing = draw(rng, image.modality, image.findings, camera=seen_by, height=height)
             if drawing.laterality in (None, image.eye):
                 break
         drawing.image.save(folder / "images" / split / f"{image.name}.png")
@@ -102,7 +115,9 @@ def write_cases(folder: str | Path, cases: Sequence[Case], *, camera: str, heigh
             "image": [f"images/{split}/{image.name}.png" for image in case.images],
             "conversations": [{"from": "human", "value": f"{case.history} {caption} {prompt(case.question, None)}"},
                               {"from": "gpt", "value": f"<answer> {case.answer} </answer>"}],
-            "reason": "", "title": f"Case {case.id}", "caption": caption, "pmcid": None})
+            "reason": case.reason, "title": f"Case {case.id}", "caption": caption, "pmcid": None,
+            "dataset": f"cases, {cameras[case]} camera",
+            "domain": "in-domain" if cameras[case] == camera else "out-of-domain"})
     file = folder / f"complex_reason_{split}.json"
     file.write_text(json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8")
     return file
