@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from math import isqrt
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from fundus_lib import model as models
 from fundus_lib import world
+from fundus_lib.data.records import cache_folder
 from fundus_lib.world.clinic import LESIONS, RULES
 
 MODALITIES = tuple(world.FINDINGS)
@@ -65,17 +67,22 @@ def token_targets(drawing: world.Drawing, rows: int, columns: int) -> np.ndarray
 def draw_one(index: int, *, seed: int, processor, height: int = 192) -> dict:
     """One drawn image with random findings, already cut into patches. It has no label.
 
-    Returns modality, findings (frozenset), laterality, pixels (patches, 384) float16, grid (1, 3), targets.
+    Returns modality, findings (frozenset), laterality, pixels float16 (patches, 384) and grid (1, 3), or pixels
+    (1, 3, height, width) alone for an InternVL3, and targets.
     """
     rng, modality = np.random.default_rng((seed, index)), POOL[index % len(POOL)]
     findings = world.random_findings(rng, modality)
     drawing = world.draw(rng, modality, findings, camera="any", height=height)
     patches = processor.image_processor(images=[drawing.image], return_tensors="np")
-    _, rows, columns = (int(n) for n in patches["image_grid_thw"][0])
-    merge = processor.image_processor.merge_size
+    if "image_grid_thw" in patches:
+        rows, columns = (patches["image_grid_thw"][0, 1:] // processor.image_processor.merge_size).tolist()
+        grid = {"grid": patches["image_grid_thw"]}
+    else:  # InternVL3: any image is one square
+        rows = columns = isqrt(processor.image_seq_length)
+        grid = {}
     return {"modality": modality, "findings": findings, "laterality": drawing.laterality,
-            "pixels": patches["pixel_values"].astype(np.float16), "grid": patches["image_grid_thw"],
-            "targets": token_targets(drawing, rows // merge, columns // merge)}
+            "pixels": patches["pixel_values"].astype(np.float16), **grid,
+            "targets": token_targets(drawing, rows, columns)}
 
 
 def draw_pool(count: int, seed: int, processor, workers: int = 2) -> list[dict]:
@@ -86,7 +93,8 @@ def draw_pool(count: int, seed: int, processor, workers: int = 2) -> list[dict]:
     else:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             items = list(tqdm(pool.map(draw, range(count), chunksize=50), total=count, mininterval=1, **bar))
-    return [item | {name: torch.from_numpy(item[name]) for name in ("pixels", "grid", "targets")} for item in items]
+    return [{name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in item.items()}
+            for item in items]
 
 
 def fit(parameters: Sequence[torch.nn.Parameter], loss_of: Callable, pool: Sequence[dict], *, phase: str, steps: int,
@@ -115,14 +123,22 @@ def image_tensors(batch: Sequence[dict], device) -> tuple[torch.Tensor, torch.Te
     return pixels, torch.cat([item["grid"] for item in batch]).to(device)
 
 
+def image_features(model, items: Sequence[dict]) -> torch.Tensor:
+    """What the text model gets to read of each image, one after the other: (all image tokens, text width)."""
+    if "grid" in items[0]:
+        pixels, grids = image_tensors(items, model.device)
+        return model.model.visual(pixels, grid_thw=grids).pooler_output
+    pixels = torch.cat([item["pixels"] for item in items]).to(device=model.device, dtype=torch.float32)
+    return model.model.get_image_features(pixels).pooler_output.flatten(0, 1)
+
+
 def train_vision(model, pool: Sequence[dict], **schedule) -> pd.DataFrame:
     """Stage one: the vision tower learns which finding lies in which image token (the linear head is thrown away)."""
-    tower, device = model.model.visual, model.device
+    tower, device = [p for name, p in model.named_parameters() if models.SEES.search(name)], model.device
     head = torch.nn.Linear(model.config.text_config.hidden_size, len(TARGETS)).to(device)
 
     def loss_of(items: Sequence[dict]) -> torch.Tensor:
-        pixels, grids = image_tensors(items, device)
-        logits, targets = head(tower(pixels, grid_thw=grids).pooler_output), torch.cat([i["targets"] for i in items])
+        logits, targets = head(image_features(model, items)), torch.cat([i["targets"] for i in items])
         # Positives are rare (a lesion covers one token in ten): weigh them up. The second term asks the same of the
         # image as a whole, which is what a finder of findings is judged by.
         sizes, targets = [len(item["targets"]) for item in items], targets.to(device)
@@ -130,7 +146,7 @@ def train_vision(model, pool: Sequence[dict], **schedule) -> pd.DataFrame:
         dense = binary_cross_entropy_with_logits(logits, targets, pos_weight=torch.tensor(3.0, device=device))
         return dense + 0.3 * binary_cross_entropy_with_logits(whole, present)
 
-    return fit([*tower.parameters(), *head.parameters()], loss_of, pool, phase="vision", **schedule)
+    return fit([*tower, *head.parameters()], loss_of, pool, phase="vision", **schedule)
 
 
 def caption(modality: str, findings: frozenset[str]) -> str:
@@ -199,12 +215,12 @@ def tokenizer_texts(count: int = 2000) -> list[str]:
 
 def encode(processor, items: Sequence[dict], texts: Sequence[tuple[str, str]], device) -> dict[str, torch.Tensor]:
     """Model inputs of (prompt, answer) pairs; the loss counts the answer's tokens only. Padding on the right."""
-    tokenizer, merge, rows = processor.tokenizer, processor.image_processor.merge_size, []
+    tokenizer, rows = processor.tokenizer, []
     for item, (prompt, completion) in zip(items, texts, strict=True):
         turn = processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}],
             add_generation_prompt=True, tokenize=False,
-        ).replace(models.IMAGE, models.IMAGE * (int(item["grid"].prod()) // merge**2))
+        ).replace(models.IMAGE, models.IMAGE * len(item["targets"]))
         rows.append([torch.tensor(tokenizer(text)["input_ids"]) for text in (turn, completion + models.TURN_END)])
     whole = [torch.cat(row) for row in rows]
     ids = pad_sequence(whole, batch_first=True, padding_value=tokenizer.pad_token_id)
@@ -221,24 +237,26 @@ def look(model, pool: Sequence[dict], batch: int = 128) -> None:
     """Add to every image what the vision tower makes of it: `features` (tokens, text width)."""
     for start in tqdm(range(0, len(pool), batch), desc="encode images", unit="batch"):
         items = pool[start:start + batch]
-        pixels, grids = image_tensors(items, model.device)
-        features = model.model.visual(pixels, grid_thw=grids).pooler_output
+        features = image_features(model, items)
         for item, part in zip(items, features.split([len(item["targets"]) for item in items]), strict=True):
             item["features"] = part.clone()
 
 
 def answer_logits(model, inputs: dict[str, torch.Tensor], items: Sequence[dict]) -> torch.Tensor:
-    """Logits (B, T, vocabulary) from image features already computed: Qwen2.5-VL's forward minus its vision tower."""
+    """Logits (tokens that have a label, vocabulary), each before its token, from image features already computed: the
+    model's forward minus its vision tower and the five tokens in six that nobody asks about."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     seen = inputs["mm_token_type_ids"].bool()
     embeddings = model.get_input_embeddings()(ids)
     features = torch.cat([item["features"] for item in items]).to(embeddings.dtype)
-    positions, _ = model.model.get_rope_index(
-        ids, mm_token_type_ids=inputs["mm_token_type_ids"], attention_mask=mask,
-        image_grid_thw=torch.cat([item["grid"] for item in items]).to(ids.device),
-    )
-    return model(inputs_embeds=embeddings.masked_scatter(seen[..., None], features), attention_mask=mask,
-                 position_ids=positions, use_cache=False).logits
+    positions = None  # InternVL3 counts tokens
+    if "grid" in items[0]:
+        positions, _ = model.model.get_rope_index(
+            ids, mm_token_type_ids=inputs["mm_token_type_ids"], attention_mask=mask,
+            image_grid_thw=torch.cat([item["grid"] for item in items]).to(ids.device))
+    hidden = model.model(inputs_embeds=embeddings.masked_scatter(seen[..., None], features), attention_mask=mask,
+                         position_ids=positions, use_cache=False).last_hidden_state
+    return model.lm_head(hidden[:, :-1][inputs["labels"][:, 1:] != -100])
 
 
 def train_language(model, processor, pool: Sequence[dict], *, seed: int, **schedule) -> pd.DataFrame:
@@ -251,12 +269,12 @@ def train_language(model, processor, pool: Sequence[dict], *, seed: int, **sched
 
     def loss_of(items: Sequence[dict]) -> torch.Tensor:
         inputs = encode(processor, items, [perception_example(item, rng) for item in items], model.device)
-        labels = inputs["labels"][:, 1:].flatten()
-        losses = cross_entropy(answer_logits(model, inputs, items)[:, :-1].flatten(0, 1), labels, reduction="none")
+        labels = inputs["labels"][:, 1:]
+        losses = cross_entropy(answer_logits(model, inputs, items), labels := labels[labels != -100], reduction="none")
         # Nine tokens in ten only spell names that the prompt gave; what was seen is in the tenth. It counts as much.
-        return losses[labels != -100].mean() + losses[torch.isin(labels, decisive)].mean()
+        return losses.mean() + losses[torch.isin(labels, decisive)].mean()
 
-    parameters = [p for name, p in model.named_parameters() if ".visual." not in name]
+    parameters = [p for name, p in model.named_parameters() if not models.SEES.search(name)]
     return fit(parameters, loss_of, pool, phase="language", seed=seed, **schedule)
 
 
@@ -264,10 +282,12 @@ def train_base(folder: Path, settings, seed: int) -> None:
     """Build the small model from nothing into `folder`: tokenizer, drawn images, vision, language. Resumes by phase."""
     if not (folder / "vision.csv").exists():
         torch.manual_seed(seed)
-        processor = models.small_processor(models.train_tokenizer(tokenizer_texts()), settings.image_pixels)
+        tokenizer, kind = models.train_tokenizer(tokenizer_texts()), settings.architecture
+        processor = models.small_processor(tokenizer, settings.image_pixels, kind)
         model = models.small_model(
-            processor.tokenizer, text_hidden=settings.text_hidden, text_layers=settings.text_layers,
-            vision_hidden=settings.vision_hidden, vision_depth=settings.vision_depth)
+            tokenizer, text_hidden=settings.text_hidden, text_layers=settings.text_layers,
+            vision_hidden=settings.vision_hidden, vision_depth=settings.vision_depth, architecture=kind,
+            image_pixels=settings.image_pixels)
         pool = draw_pool(settings.pool_images, seed, processor)
         torch.set_num_threads(min(2, os.cpu_count() or 1))  # nothing runs beside it, and more do not help this size
         log = train_vision(model, pool, steps=settings.vision_steps, batch=settings.vision_batch,
@@ -291,29 +311,44 @@ def build_base(folder: Path, settings, seed: int) -> None:
 
     Raises:
         FileNotFoundError: the recorded model is missing from the checkout.
+        ValueError: the recorded model is not of the architecture that is asked for.
     """
     if settings.source == "train":
         train_base(folder, settings, seed)
     elif settings.source == "recorded":
+        if settings.architecture != "qwen2_5_vl":
+            raise ValueError(f"the recorded model is a Qwen2.5-VL and no {settings.architecture}\n  train one: "
+                             "base_model.source: train, with the steps and widths of the profile cpu")
         if not (RECORDED / "config.json").exists():
             raise FileNotFoundError(f"{RECORDED} holds no model.\n  train one:  make base_model PROFILE=cpu")
         shutil.copytree(RECORDED, folder, dirs_exist_ok=True)
     else:
         from huggingface_hub import model_info
 
-        hub = {"id": settings.hub_id, "revision": model_info(settings.hub_id).sha}
+        sha = model_info(settings.hub_id).sha
+        hub = {"id": settings.hub_id, "revision": sha, "image_pixels": settings.image_pixels}
         (folder / "hub.json").write_text(json.dumps(hub))
 
 
 def base_path(folder: Path) -> str:
-    """What `from_pretrained` takes for the base in `folder`: the folder itself, or the resolved hub snapshot."""
+    """What `from_pretrained` takes for the base in `folder`: the folder itself, or one with links to the resolved hub
+    snapshot, whose processor shows the run's `image_pixels` of an image (Qwen2.5-VL's own: up to 16,384 tokens)."""
     if not (folder / "hub.json").exists():
         return str(folder)
     from huggingface_hub import snapshot_download
 
     hub = json.loads((folder / "hub.json").read_text())
     files = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-    return snapshot_download(hub["id"], revision=hub["revision"], allow_patterns=files)
+    snapshot = Path(snapshot_download(hub["id"], revision=hub["revision"], allow_patterns=files))
+    seen = cache_folder() / f"{hub['id'].replace('/', '--')}-{hub['revision'][:12]}-{hub['image_pixels']}"
+    processor = models.load_processor(snapshot)
+    least = min(processor.image_processor.size["shortest_edge"], hub["image_pixels"])
+    processor.image_processor.size = {"shortest_edge": least, "longest_edge": hub["image_pixels"]}
+    processor.save_pretrained(seen)
+    for file in [snapshot / "config.json", snapshot / "generation_config.json", *snapshot.glob("*.safetensors*")]:
+        if not (seen / file.name).exists():
+            (seen / file.name).symlink_to(file.resolve())
+    return str(seen)
 
 
 def known_findings(folder: Path) -> dict[str, list[str]] | None:
