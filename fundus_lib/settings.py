@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 PROFILES = Path(__file__).parent / "profiles"
 STATED, DERIVED, GUESS, OURS = "stated", "derived", "not in the paper", "ours, no counterpart"
@@ -45,6 +54,7 @@ class Data(Section):
 class BaseModelSettings(Section):
     source: Annotated[Literal["train", "recorded", "hub"], STATED]
     hub_id: Annotated[str | None, STATED]
+    architecture: Annotated[Literal["qwen2_5_vl", "internvl3"], STATED]   # of the model that is trained here
     image_pixels: Annotated[PositiveInt, GUESS]               # height x width after resizing, at most
     pool_images: Annotated[PositiveInt | None, OURS]          # drawn, without labels; null from here on: not trained
     vision_steps: Annotated[PositiveInt | None, OURS]
@@ -82,8 +92,8 @@ class Shards(Section):
 
 class Knowledge(Section):
     passages: Annotated[PositiveInt, GUESS]                   # retrieved per query
-    folder: Annotated[str | None, OURS]                       # of PDF, HTML, markdown or text files to read as well
-    online: Annotated[bool, STATED]                           # ask EyeWiki and PubMed Central as well
+    folder: Annotated[str | None, OURS]                       # of PDF, HTML, markdown or text files, as well
+    online: Annotated[bool, STATED]                           # ask PubMed Central as well
     extractor: Annotated[Literal["rules", "llm"], STATED]     # reads the findings and their roles out of K
 
     @property
@@ -93,7 +103,8 @@ class Knowledge(Section):
 
 
 class Voting(Section):
-    finder: Annotated[Literal["base", "served"], STATED]      # base: the base model, in this process
+    finder: Annotated[Literal["base", "served", "truth"], STATED]     # base: the base model, in this process; truth: an
+    #                                                 ablation, what was drawn
     rollouts: Annotated[PositiveInt, STATED]                  # per image
     min_votes: Annotated[PositiveInt, STATED]                 # a finding is kept from this many votes on
     temperature: Annotated[PositiveFloat, GUESS]
@@ -120,6 +131,7 @@ class GRPO(Section):
     prompts_per_step: Annotated[PositiveInt, GUESS]
     rollouts: Annotated[PositiveInt, STATED]                  # per prompt: the group of an advantage
     steps: Annotated[PositiveInt, DERIVED]
+    candidates: Annotated[PositiveInt, OURS]                  # drawn for each question asked, see curriculum; 1: as TRL
     learning_rate: Annotated[PositiveFloat, GUESS]
     warmup_steps: Annotated[NonNegativeInt, GUESS]
     kl_beta: Annotated[float, Field(ge=0), GUESS]             # 0: no KL term, no reference model
@@ -129,7 +141,20 @@ class GRPO(Section):
     lora_rank: Annotated[NonNegativeInt, GUESS]
 
 
+class OphthaReason(Section):
+    """What its three stages do not share with E and F, whose sections hold the rest."""
+    alignment_epochs: Annotated[PositiveInt, GUESS]           # of the image-caption pairs; the language part is frozen
+    alignment_learning_rate: Annotated[PositiveFloat, GUESS]
+    alignment_batch_size: Annotated[PositiveInt, GUESS]
+    alignment_micro_batch: Annotated[PositiveInt, OURS]
+    sft_epochs: Annotated[PositiveInt, GUESS]
+    rl_steps: Annotated[PositiveInt, GUESS]
+    kl_beta: Annotated[float, Field(ge=0), GUESS]             # a KL term is stated, its weight is not
+
+
 class UADT(Section):
+    form: Annotated[Literal["uadt", "cheng", "seed", "ucas", "edge"], GUESS]  # the reconstruction, or a relative
+    update: Annotated[Literal["before", "after"], GUESS]      # when the threshold moves: before it is used, or after
     strength: Annotated[BelowOne, GUESS]                      # lambda; 0 is plain GRPO
     temperature: Annotated[PositiveFloat, GUESS]              # T inside the tanh
     decay: Annotated[Fraction, GUESS]                         # rho of the moving threshold
@@ -139,7 +164,20 @@ class UADT(Section):
 class Rewards(Section):
     judge: Annotated[Literal["rules", "llm"], STATED]         # of the process reward
     right_tenuous: Annotated[Fraction, GUESS]                 # process reward of a right answer, tenuous trace
-    wrong_plausible: Annotated[BelowOne, GUESS]               # under 1: a right answer outranks it
+    wrong_plausible: Annotated[Fraction, GUESS]               # process reward of a wrong answer, plausible trace
+    answer_weight: Annotated[PositiveFloat, GUESS]            # of each reward in their sum
+    format_weight: Annotated[float, Field(ge=0), GUESS]
+    process_weight: Annotated[float, Field(ge=0), GUESS]
+
+    @model_validator(mode="after")
+    def _right_outranks_wrong(self):
+        """The most of a wrong rollout is format + process * wrong_plausible (G to J alike), the least of a right one
+        answer + format: see `rewards`."""
+        if (most := self.process_weight * self.wrong_plausible) >= self.answer_weight:
+            raise ValueError(
+                f"rewards.wrong_plausible {self.wrong_plausible:g} x process_weight {self.process_weight:g} = {most:g} "
+                f"must be below answer_weight {self.answer_weight:g}: a wrong answer could earn as much as a right one")
+        return self
 
 
 class Evaluation(Section):
@@ -165,13 +203,15 @@ class Settings(Section):
     traces: Traces
     sft: SFT
     grpo: GRPO
+    ophthareason: OphthaReason
     uadt: UADT
     rewards: Rewards
     evaluation: Evaluation
-    setups: Annotated[tuple[Literal["A", "B", "C", "D", "E", "F", "G", "H", "I", "J", "F_uadt", "G_uadt"], ...],
+    setups: Annotated[tuple[Literal["A", "B", "C", "D", "E", "F", "G", "H", "I", "J", "F_uadt", "G_uadt",
+                                     "ophthareason_sft", "ophthareason_rl", "ophthareason_uadt"], ...],
                       Field(min_length=1, strict=False), STATED]
     seeds: Annotated[PositiveInt, GUESS]                      # training runs of each setup
-    zero_stage: Annotated[Literal[0, 2], GUESS]               # DeepSpeed ZeRO on GPUs; 0: without
+    zero_stage: Annotated[Literal[0, 2, 3], GUESS]            # DeepSpeed ZeRO on several devices; 0: without
     workers: Annotated[PositiveInt, OURS]                     # training processes side by side, one thread each
 
 
@@ -180,15 +220,25 @@ def nearest(word: str, known: list[str]) -> str:
     return f"; did you mean {match[0]}?" if (match := difflib.get_close_matches(word, known, n=1)) else ""
 
 
-@cache
-def load(profile: str, *, seeds: int | None = None, folder: Path = PROFILES) -> Settings:
-    """Read <folder>/<profile>.yaml; `seeds` replaces the profile's number. SettingsError says what is wrong where."""
+def _content(profile: str, folder: Path) -> dict:
+    """What a profile's file says; one that is `like` another holds only what differs from it."""
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     if profile not in known:
         raise SettingsError(f"there is no profile {profile!r}{nearest(profile, known)}\n  profiles: {', '.join(known)}")
+    content = yaml.safe_load((folder / f"{profile}.yaml").read_text(encoding="utf-8"))
+    if "like" not in content:
+        return content
+    whole = _content(content.pop("like"), folder)
+    return whole | {key: whole[key] | value if isinstance(value, dict) and key in whole else value
+                    for key, value in content.items()}
+
+
+@cache
+def load(profile: str, *, seeds: int | None = None, folder: Path = PROFILES) -> Settings:
+    """Read <folder>/<profile>.yaml; `seeds` replaces the profile's number. SettingsError says what is wrong where."""
     file = folder / f"{profile}.yaml"
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = _content(profile, folder)
         return Settings(**content | {"profile": profile, "seeds": content.get("seeds") if seeds is None else seeds})
     except (yaml.YAMLError, TypeError, AttributeError) as error:
         raise SettingsError(f"{file} is not a YAML mapping of sections: {error}") from None

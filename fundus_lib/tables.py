@@ -16,7 +16,8 @@ MISSING, NOT_ASKED, AS, UNLIKE, CLOSE = "missing", "not asked", "as published", 
 UADT = {"F_uadt": "F + UADT", "G_uadt": "G + UADT"}
 TABLE6 = {"MA": "microaneurysm", "RH": "retinal hemorrhage", "HE": "hard exudate", "CWS": "cotton-wool spot",
           "VH": "vitreous hemorrhage", "NV": "neovascularization"}
-TABLE7 = {"Qwen2.5-VL-3B": "A", "OphthaReason-Qwen": "F_uadt", "Fundus-R1-3B": "G"}  # their model -> our setup
+# their model -> our setup
+TABLE7 = {"Qwen2.5-VL-3B": "A", "OphthaReason-Qwen": "ophthareason_uadt", "Fundus-R1-3B": "G"}
 ENOUGH_SEEDS, NOISE = 5, 3.0  # two runs from one start differ by about 3 points: fewer runs than this show no order
 # every table and figure of both papers: the stage that makes the numbers, our files, what has to be said about it
 ITEMS = {
@@ -24,7 +25,7 @@ ITEMS = {
     "Fundus-R1 Table 2": ("01_data", "table2 images_by_label", "counts of what was read, drawn or in DATA"),
     "Fundus-R1 Table 3": ("04_trace_qc", "table3", "redrawn; its free-form side needs server.vision_model"),
     "Fundus-R1 Table 4": ("01_data", "table4", "not public: its counts are not in the paper's text; ours are here"),
-    "Fundus-R1 Table 5": ("07_evaluation", "table5 by_dataset by_finding diagnosis_by_source", ""),
+    "Fundus-R1 Table 5": ("07_evaluation", "table5 recorded seed_gains by_dataset by_finding diagnosis_by_source", ""),
     "Fundus-R1 Table 6": ("03_vf_voting", "table6 table6_findings", "its direction needs a free-form description"),
     "Fundus-R1 Table 7": ("07_evaluation", "table7", "a model without a counterpart needs a GPU and its weights"),
     "Fundus-R1 Figure 1": ("04_trace_qc", "fig1_example", "redrawn with an image of this run"),
@@ -96,7 +97,7 @@ def table7(scores: pd.DataFrame) -> pd.DataFrame:
 
 def grpo_logs(stage: runs.Stage) -> pd.DataFrame:
     """log.csv of every GRPO run, with setup and seed. stage: one that may read 06_grpo."""
-    files = [file for setup in stage.settings.setups if setup not in ("A", "B", "E")
+    files = [file for setup in stage.settings.setups if setup not in ("A", "B", "E", "ophthareason_sft")
              for file in sorted(stage.path("06_grpo", setup).glob("seed*/log.csv"))]
     return pd.concat([pd.read_csv(file).assign(setup=file.parts[-3], seed=int(file.parts[-2].removeprefix("seed")))
                       for file in files], ignore_index=True)

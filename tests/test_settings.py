@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from fundus_lib import settings
 
-PROFILES = ("smoke", "cpu", "single_gpu", "paper")
+PROFILES = ("smoke", "cpu", "weak", "oracle", "single_gpu", "paper")
 
 
 @pytest.fixture
@@ -37,6 +37,20 @@ def test_every_shipped_profile_loads_and_knows_its_name(name):
     assert loaded.voting.min_votes <= loaded.voting.rollouts, "a finding nobody could ever keep"
     if loaded.base_model.source == "train":
         assert [key for key, value in loaded.base_model if value is None and key != "hub_id"] == []
+
+
+def test_a_profile_like_another_changes_what_it_names_and_nothing_else(profile):
+    folder = profile(lambda content: content["data"].update(difficulty=0.25))
+    (folder / "near.yaml").write_text("like: mine\ndata: {difficulty: 0.5}\nsetups: [E]\n")
+    near, mine = settings.load("near", folder=folder), settings.load("mine", folder=folder)
+    assert (mine.data.difficulty, near.data.difficulty, near.setups) == (0.25, 0.5, ("E",))
+    assert near == mine.model_copy(update={"profile": "near", "setups": ("E",), "data": near.data})
+    (folder / "near.yaml").write_text("like: mine\ndatum: {difficulty: 0.5}\n")
+    settings.load.cache_clear()
+    assert "datum" in refused(folder, "near")
+    (folder / "near.yaml").write_text("like: mien\n")
+    settings.load.cache_clear()
+    assert "mien" in refused(folder, "near")
 
 
 def test_the_paper_profile_holds_the_papers_numbers():
@@ -72,7 +86,8 @@ def test_a_typo_suggests_the_right_name(profile):
     (lambda c: c["sft"].update(epochs=True), "sft.epochs"),
     (lambda c: c["sft"].update(learning_rate="1e-5"), "write 1.0e-5, not 1e-5"),
     (lambda c: c["sft"].update(learning_rate=float("nan")), "sft.learning_rate"),
-    (lambda c: c["rewards"].update(wrong_plausible=1.0), "rewards.wrong_plausible"),
+    (lambda c: c["rewards"].update(wrong_plausible=1.0), "rewards.wrong_plausible 1 x process_weight 1 = 1 must be"),
+    (lambda c: c["rewards"].update(process_weight=2.0), "= 1 must be below answer_weight 1"),
     (lambda c: c["uadt"].update(strength=1.0), "uadt.strength"),
     (lambda c: c.update(setups=["A", "Z"]), "setups.1"),
     (lambda c: c.update(setups=[]), "setups"),
