@@ -1,17 +1,18 @@
 """A table of questions answered by any model: a folder or hub id (transformers, or vLLM on a GPU), or a server.
 
-Responses come back in the order of the questions, for `evaluation.score_predictions`. With a `progress` file each is
-kept as it comes, and an interrupted evaluation asks only what is left."""
+With a `progress` file each response is kept as it comes, and an interrupted evaluation asks only what is left."""
 
 import base64
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import cache, lru_cache
 from hashlib import sha256
 from io import BytesIO
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +86,7 @@ def placed(path: str | Path, remote_code: bool = False):
     Safetensors only. Raises ModelError for what transformers does not load, or not with images."""
     code, device = {"trust_remote_code": remote_code}, "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        if AutoConfig.from_pretrained(path, **code).model_type == "qwen2_5_vl":
+        if AutoConfig.from_pretrained(path, **code).model_type in ("qwen2_5_vl", "internvl"):
             return models.load_model(path).to(device), models.load_processor(path)
         model = AutoModelForImageTextToText.from_pretrained(path, use_safetensors=True, **code).to(device)
         processor = AutoProcessor.from_pretrained(path, **code)
@@ -214,11 +215,9 @@ def read_progress(file: Path) -> dict[str, str]:
 def answer_questions(model: str | Path | Client, questions: pd.DataFrame, settings,
                      progress: Path | None = None) -> list[str]:
     """Greedy responses to questions (columns question, options, kind, image; id when there is one), in their order.
-
     model: a folder, a hub id, a name of Table 7 (asked as its authors ask), or a client of a server, whose own
     max_tokens counts. image: a path, encoded bytes or an open image, or a list of several. settings: the section
-    `evaluation`. progress: a file of JSON lines, made when missing, from which an interrupted call goes on.
-    """
+    `evaluation`. progress: a file of JSON lines, made when missing, from which an interrupted call goes on."""
     convention, remote_code = "tags", False
     if isinstance(model, str) and model in _listed()["models"]:
         model = (entry := load_entry(model)).loadable(allowed := settings.remote_code)
@@ -244,9 +243,21 @@ def answer_questions(model: str | Path | Client, questions: pd.DataFrame, settin
     return [said.get(key, "") for key in keys]
 
 
+def answer_all(who: Mapping[tuple[str, int], str | Path | Client], questions: pd.DataFrame, settings, folder: Path,
+               workers: int) -> dict[tuple[str, int], list[str]]:
+    """`answer_questions` of the model of each (setup, seed), with a progress file in `folder`. Without a GPU `workers`
+    models answer at a time, each in a process of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = {key: (model, questions, settings, folder / "{}-{}.jsonl".format(*key)) for key, model in who.items()}
+    if torch.cuda.is_available() or min(workers, len(who)) < 2 or any(isinstance(x, Client) for x in who.values()):
+        return {key: answer_questions(*arguments) for key, arguments in asked.items()}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        running = {key: pool.submit(answer_questions, *arguments) for key, arguments in asked.items()}
+        return {key: run.result() for key, run in tqdm(running.items(), "models answer", unit="model")}
+
+
 def likeliest_options(path: str | Path, questions: pd.DataFrame) -> tuple[list[str], list[list[float]]]:
     """(letters, probabilities of the options): what the model would answer if it had to choose, and how surely.
-
     A model that was never taught a label's name seldom says one; this asks what it makes of the options (columns
     question, options, image). Probabilities: the softmax of the options' mean log-probabilities a token."""
     model, processor = placed(path)

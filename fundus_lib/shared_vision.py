@@ -30,6 +30,7 @@ from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import pad, split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
+from fundus_lib.curriculum import Curriculum
 from fundus_lib.generation import Prefilled, decode
 from fundus_lib.packing import pack, sequences
 
@@ -143,17 +144,20 @@ class SharedVisionGRPOTrainer(GRPOTrainer):
     sees it once in all. A group's prompt is read once a phase. Completions are sampled with `generation.decode`, from
     numbers that the seed and the generation's number give: a resumed run and one in more processes say the same.
 
-    Args, besides GRPOTrainer's: share; False is TRL's own trainer, bit for bit.
+    Args, besides GRPOTrainer's: share; False is TRL's own trainer, bit for bit. candidates: of the `Curriculum` that
+    chooses what is asked; 1 leaves it to TRL. Questions with the same `topic`, a column of the data set, speak for each
+    other.
 
     Raises:
         ValueError: sampling settings that `generation.decode` does not know.
     """
 
-    def __init__(self, model, *args, share: bool = True, **kwargs):
+    def __init__(self, model, *args, share: bool = True, candidates: int = 1, **kwargs):
         super().__init__(model, *args, **kwargs)
-        self.share = share
+        self.share = share and bool(seers(self.model))  # InternVL3 counts image tokens by tile and not by grid
+        self.lessons = Curriculum(self.train_dataset["topic"], candidates) if candidates > 1 else None
         self.pictures = {True: Pictures(), False: Pictures()}  # of training, of evaluation
-        if not share:
+        if not self.share:
             return
         if not self.use_vllm and (self.top_k or self.top_p != 1.0 or self.min_p):
             raise ValueError("rollouts are sampled from the whole distribution: set top_k=0, top_p=1.0 and min_p=None")
@@ -207,10 +211,26 @@ class SharedVisionGRPOTrainer(GRPOTrainer):
         return [row | {name: once(feature, row[name]) for name, feature in self._undecoded.items()} for row in inputs]
 
     def _generate_and_score_completions(self, inputs):
+        asked = self._choose(inputs) if self.lessons and self.model.training else []
+        if asked:
+            rows, first = {i: self.train_dataset[i] for i in {*asked}}, self.accelerator.process_index * len(inputs)
+            inputs = [rows[i] for i in asked for _ in range(self.num_generations)][first:first + len(inputs)]
         with self._one_pass() if self.share else nullcontext():
             batch = super()._generate_and_score_completions(self._opened(inputs) if self.share else inputs)
+        if asked:
+            every = self.accelerator.gather(batch["advantages"])
+            self.lessons.note(asked, every.view(-1, self.num_generations).any(1).tolist())
         self.scored(batch)
         return batch
+
+    def _generation(self) -> int:
+        """The number of this generation, the first is 0: the same in any number of processes."""
+        return self._step // (self.args.steps_per_generation * self.num_iterations)
+
+    def _choose(self, inputs: list) -> list[int]:
+        """Rows of the data set to ask in place of these, of all processes: the same list in each."""
+        groups = len(inputs) * self.accelerator.num_processes // self.num_generations
+        return self.lessons.choose(groups, np.random.default_rng([self.args.seed, self._generation(), 2]))
 
     def _prepare_inputs(self, generation_batch):
         buffered = self._buffered_inputs
@@ -272,7 +292,8 @@ class SharedVisionGRPOTrainer(GRPOTrainer):
                         past_key_values=Followed(model.config.get_text_config(), len(firsts)))
             start = Prefilled(inputs["input_ids"], inputs["attention_mask"].bool(), positions[:, :, -1:] + 1,
                               out.logits[:, -1].float(), out.past_key_values)
-            tokens = decode(self.listening(model, start.logits, rollouts), start, draws, self.temperature).flatten(0, 1)
+            tokens = decode(self.listening(model, start.logits, rollouts), start, draws, self.temperature,
+                            config=self.generation_config).flatten(0, 1)  # a penalty of the model's own is off-policy
         ended = torch.isin(tokens, torch.tensor(self.eos_token_ids, device=device))
         lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, tokens.shape[1]).tolist()
         return [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)], None
@@ -280,8 +301,7 @@ class SharedVisionGRPOTrainer(GRPOTrainer):
     def _draws(self, prompts: int, rollouts: int) -> Tensor:
         """Uniform numbers (prompts, rollouts, tokens) of this process: the seed, the generation's number and the place
         in the whole batch decide them, so that neither a restart nor the number of processes changes a rollout."""
-        generation = self._step // (self.args.steps_per_generation * self.num_iterations)
-        rng = np.random.default_rng([self.args.seed, generation, self.model.training])
+        rng = np.random.default_rng([self.args.seed, self._generation(), self.model.training])
         first, every = self.accelerator.process_index * prompts, self.accelerator.num_processes * prompts
         return torch.from_numpy(rng.random((every, rollouts, self.max_completion_length))[first:first + prompts])
 
@@ -354,6 +374,8 @@ class SharedVisionGRPOTrainer(GRPOTrainer):
             for kind in ("pixels", "grids"):
                 tensors |= {f"{kind}/{i}": value for i, value in enumerate(getattr(pictures, kind))}
         state = {"step": self._step, "batches": values, "extra": self.extra_state()}
+        if self.lessons:
+            state["lessons"] = [self.lessons.asked.tolist(), self.lessons.informative.tolist()]
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous().clone() for name, value in tensors.items()}, self._state_file(folder),
                   metadata={"state": json.dumps(state)})
@@ -371,6 +393,8 @@ class SharedVisionGRPOTrainer(GRPOTrainer):
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118   no mapping
         self._step = state["step"]
         self.restore(state["extra"])
+        if self.lessons:
+            self.lessons.asked, self.lessons.informative = map(np.array, state["lessons"])
         self._buffered_inputs = state["batches"] or None
         for i, batch in enumerate(state["batches"]):
             prefix = f"batch/{i}/"

@@ -1,4 +1,4 @@
-"""What a GRPO step costs here and in TRL (P1, P2, P4-P6): the functions `make bench` calls.
+"""What a GRPO step costs here and in TRL (P1, P2, P4-P6, P10): the functions `make bench` calls.
 
 The step is that of the cpu profile: its questions, its model after supervised training and its rewards, read from a
 finished run. Both trainers learn nothing here (the first step of a warm-up has rate 0), so every pair starts alike.
@@ -24,7 +24,8 @@ from fundus_lib.runs import ROOT
 
 RUN = ROOT / "runs" / "cpu"
 KINDS = {"TRL": {}, "all off": {"share": False, "strength": 0.0}, "shared": {"strength": 0.0},
-         "shared, UADT": {"strength": 0.5}, "UADT by a forward pass": {"share": False, "strength": 0.5}}
+         "shared, UADT": {"strength": 0.5}, "UADT by a forward pass": {"share": False, "strength": 0.5},
+         "drawn alike": {"strength": 0.0, "candidates": 1}, "chosen of three": {"strength": 0.0, "candidates": 3}}
 
 
 class Clock(TrainerCallback):
@@ -40,8 +41,9 @@ class Clock(TrainerCallback):
         self.taken.append(time.process_time() - self.started)
 
 
-def trainer_of(kind: str, folder: str, prompts: int, pixels: int | None = None, train_vision: bool = False):
-    """A trainer of one step of the cpu profile's setup G; pixels: of an image, None for the model's own."""
+def trainer_of(kind: str, folder: str, prompts: int, pixels: int | None = None, train_vision: bool = False,
+               steps: int = 1):
+    """A trainer of the cpu profile's setup G, of one step; pixels: of an image, None for the model's own."""
     from trl import GRPOConfig, GRPOTrainer
 
     from fundus_lib import grpo, training
@@ -56,7 +58,7 @@ def trainer_of(kind: str, folder: str, prompts: int, pixels: int | None = None, 
         processor.image_processor.size = {"shortest_edge": pixels, "longest_edge": pixels}
     batch = prompts * job["rollouts"]
     arguments = GRPOConfig(
-        output_dir=folder, max_steps=1, num_generations=job["rollouts"], beta=0.0, temperature=1.0, top_k=0,
+        output_dir=folder, max_steps=steps, num_generations=job["rollouts"], beta=0.0, temperature=1.0, top_k=0,
         max_completion_length=job["max_new_tokens"], learning_rate=1e-4, warmup_steps=10, seed=0, save_strategy="no",
         generation_kwargs={"suppress_tokens": model.generation_config.suppress_tokens},
         **training.machine_arguments(batch, batch, 0))
@@ -153,6 +155,28 @@ def same_numbers(prompts: int = 6) -> list[dict]:
              "n": sum(p.numel() for p in grads)}]
 
 
+def informative(steps: int = 40, prompts: int = 24) -> list[dict]:
+    """P10: groups whose rollouts earn differently, for 1,000 generated tokens, over the first steps of real training:
+    questions drawn alike, as TRL draws them, against those a `Curriculum` chooses. Steps are drawn anew for the
+    interval."""
+    found = {}
+    for kind in ("drawn alike", "chosen of three"):
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = trainer_of(kind, folder, prompts, steps=steps)
+            trainer.train()
+            log = pd.DataFrame([row for row in trainer.state.log_history if "frac_reward_zero_std" in row])
+        found[kind] = np.stack([prompts * (1 - log.frac_reward_zero_std),
+                                prompts * 8 * log["completions/mean_length"] / 1000])
+    rng = np.random.default_rng(0)
+    drawn = {kind: table[:, rng.integers(steps, size=(2000, steps))].sum(-1) for kind, table in found.items()}
+    (plain, chosen), (few, many) = ([groups / tokens for groups, tokens in values] for values in (
+        [table.sum(-1) for table in found.values()], drawn.values()))
+    low, high = np.percentile(many / few, [2.5, 97.5])
+    return [{"what": "informative groups a 1,000 tokens, chosen of three / drawn alike", "value": chosen / plain,
+             "low": low, "high": high, "unit": "ratio", "target": ">= 1.5", "n": steps},
+            {"what": "informative groups a 1,000 tokens, drawn alike", "value": plain, "unit": "groups", "n": steps}]
+
+
 MEMORY = """
 import re, sys, tempfile, torch
 from pathlib import Path
@@ -192,7 +216,7 @@ BENCH = {
     "P1, P2": looked_at, "P2": same_numbers, "P4, memory": lambda: memory(12),
     "P4": lambda: grpo_steps("TRL", {"shared": "", "shared, UADT": "<= 1.05"}, 12),
     "P5": lambda: grpo_steps("TRL", {"all off": "<= 1.01"}, 4),
-    "P6": lambda: grpo_steps("TRL", {"shared, UADT": "<= 0.70"}, 6, 224 * 224),
+    "P6": lambda: grpo_steps("TRL", {"shared, UADT": "<= 0.70"}, 6, 224 * 224), "P10": informative,
 }
 
 if __name__ == "__main__":

@@ -117,6 +117,15 @@ def test_both_ways_to_decode_end_at_the_answer(monkeypatch):
     assert answering.respond(model, processor, drawn, [asked] * 3, 40) == said
 
 
+def test_two_models_in_processes_of_their_own_say_what_they_say_alone(tiny_base, asked, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    part, who = asked[:2], {("E", 0): tiny_base, ("F", 1): tiny_base}
+    alone = answering.answer_questions(tiny_base, part, SETTINGS)
+    assert answering.answer_all(who, part, SETTINGS, tmp_path, workers=2) == dict.fromkeys(who, alone)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["E-0.jsonl", "F-1.jsonl"]
+    assert answering.answer_all({("E", 0): tiny_base}, part, SETTINGS, tmp_path, workers=2) == {("E", 0): alone}
+
+
 def test_what_was_answered_before_an_interruption_is_not_asked_again(tiny_base, asked, tmp_path, monkeypatch):
     whole, file, seen = answering.answer_questions(tiny_base, asked, SETTINGS), tmp_path / "progress.jsonl", []
     respond = answering.respond

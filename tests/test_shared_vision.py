@@ -173,6 +173,38 @@ def test_a_run_cut_inside_a_generation_window_resumes_bit_for_bit(tiny_base, row
         run(tmp_path, str(tmp_path / "checkpoint-2"))
 
 
+def test_what_all_rollouts_agree_about_is_left_out_and_resumed_so(tiny_base, rows, tmp_path):  # noqa: F811
+    """A reward that every rollout to an odd question earns: its groups have no advantage."""
+    def agree(prompts, completions, question_id, **_):
+        return [float(len(c[0]["content"]) % 2) if int(q[1:]) % 2 == 0 else 1.0
+                for c, q in zip(completions, question_id, strict=True)]
+
+    data = as_dataset(rows.assign(topic=rows.label))  # the even questions have one label, the odd ones the other
+    told = []
+
+    class Told(SharedVisionGRPOTrainer):
+        def scored(self, batch):
+            told.append(batch["advantages"].view(-1, 4).any(1).float().mean().item())
+
+    def run(folder, checkpoint=None, candidates=2):
+        trainer = trainer_of(Told, tiny_base, data, folder, 8, model=models.load_model(checkpoint or tiny_base),
+                             candidates=candidates, arguments={
+                                 "save_strategy": "steps", "save_steps": 4, "save_total_limit": None})
+        trainer.reward_funcs = [agree]
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return [row["loss"] for row in trainer.state.log_history if "loss" in row], trainer
+
+    expected, trainer = run(tmp_path)
+    assert np.mean(told[2:]) > 0.9  # two of two groups disagree once the other topic is known; half of them at random
+    even = trainer.lessons.asked[::2].sum()
+    assert even > 2 * trainer.lessons.asked[1::2].sum()
+    got, resumed = run(tmp_path, str(tmp_path / "checkpoint-4"))
+    assert expected == got and np.array_equal(trainer.lessons.asked, resumed.lessons.asked)
+    told.clear()
+    run(tmp_path / "uniform", candidates=1)
+    assert np.mean(told) < 0.8
+
+
 @pytest.mark.parametrize("method, expected", [
     ("_generate_and_score_completions", "self, inputs"),
     ("_generate_single_turn", "self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images"),
