@@ -1,8 +1,7 @@
 """How a clause speaks of what it mentions: asserted, negated, hedged or hypothetical (assertion_cues.json).
 
 The rules are ours, after ConText: its maintained versions (negspaCy, medSpaCy) need spaCy, are made for clinical notes,
-know no rule talk ("in AMD one would expect ...") and take milliseconds a sentence.
-"""
+know no rule talk ("in AMD one would expect ...") and take milliseconds a sentence."""
 
 import html
 import json

@@ -16,11 +16,8 @@ small {{ color: #555 }}</style>
 
 def write(first: runs.Stage) -> str:
     """A page for every finished stage of the run into its folder `book`, and index.html, whose path is returned.
-
-    RunError when nothing is finished. What is not finished, or stale, is in the index with the word that says so.
-    """
+    RunError when nothing is finished. What is not finished, or stale, is in the index with the word that says so."""
     from nbconvert import HTMLExporter
-
     stages = sorted(map(first.of, runs.STAGES), key=lambda stage: stage.notebook.name)
     folder, items = first.folder.parent / "book", []
     if not (finished := [stage.manifest for stage in stages if stage.manifest]):
@@ -41,19 +38,12 @@ def write(first: runs.Stage) -> str:
     return str(folder / "index.html")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 1 after an error that the message explains."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m fundus_lib.book", description=__doc__)
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--data", default="")
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_args()
     try:
         print(write(runs.Stage("01_data", chosen.profile, chosen.data)))
-        return 0
     except (runs.RunError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        sys.exit(str(error))

@@ -3,11 +3,10 @@
 Every completion is a row of a sqlite file, committed as it arrives: a killed run loses only what is in flight; several
 processes may share the file (on a local disk). Key: a hash of prompt, images' bytes, model, temperature, max_tokens,
 JSON schema and the sample's seed. Seeds: sample i has `seed + i`. Samples missing in a row go out as one request with n
-and the first of their seeds; choice i is kept as sample i (vLLM gives it the seed + i, others choose for themselves). A
-server that gives fewer choices is asked for one sample at a time from then on. An unusable answer is asked for again,
-as the same sample, with the seed + 1,000,003, then twice that: the same seed would give the same text.
+and the first of their seeds; choice i is kept as sample i (vLLM gives it the seed + i). A server that gives fewer
+choices is asked for one sample at a time from then on. An unusable answer is asked for again, the seed moved by RESEED.
 Money: the budget is for all that a cache file ever cost. The most that a request can cost is booked before it is sent
-and corrected by the server's `usage`; it stays booked after a time-out, a cut answer, a killed run, or without `usage`.
+and corrected by the server's `usage`; without one, or after a time-out, a cut answer or a killed run, it stays booked.
 """
 
 import asyncio
@@ -35,7 +34,6 @@ TEMPORARY, AT_FAULT = (408, 409, 429, 500, 502, 503, 504), (400, 413, 422)  # HT
 TRIES, UNUSABLE, PAUSE, LONGEST_WAIT = 7, 3, 0.25, 60.0  # tries; unusable answers; seconds before the 2nd try; at most
 ROUNDS, RESEED = 6, 1_000_003  # rounds of failures, one for each request in flight, until the server counts as down
 TABLES = """PRAGMA journal_mode=WAL; PRAGMA synchronous=1; CREATE TABLE IF NOT EXISTS answers (key PRIMARY KEY, value);
-CREATE TABLE IF NOT EXISTS failures (key PRIMARY KEY, reason, at, tries);
 CREATE TABLE IF NOT EXISTS spent (one PRIMARY KEY, cost); INSERT OR IGNORE INTO spent VALUES (1, 0.0);"""
 
 
@@ -167,8 +165,8 @@ class Client:
 
     def ask(self, requests: Sequence[Request], desc: str) -> list[Reply]:
         """The replies, in order; only what the cache lacks is asked, each distinct sample once.
-        A request that fails for good gets a Reply with an error, is in `failures()`, and is tried again by the next
-        call. Raises ServerError when the server is down or the budget used up, ValueError for what is no image."""
+        A request that fails for good gets a Reply with an error, and is tried again by the next call. Raises
+        ServerError when the server is down or the budget used up, ValueError for what is no image."""
         with closing(self._open()) as base, ThreadPoolExecutor(1) as pool:  # notebooks run a loop
             run, jobs = _Run(self, base), self._find(base, requests)[2]
             future = pool.submit(asyncio.run, run.work(jobs, desc)) if jobs else pool.submit(int)
@@ -186,12 +184,6 @@ class Client:
         found = [[known[key] for key in keys.values() if not error] for keys, error in zip(plan, errors, strict=True)]
         return [Reply(tuple(row[0] for row in rows), tuple(row[1] for row in rows if row[1] is not None), error)
                 for rows, error in zip(found, errors, strict=True)]
-
-    def failures(self):
-        """pandas table key, reason, at, tries: completions that failed for good and were not answered since."""
-        import pandas as pd
-        with closing(self._open()) as base:
-            return pd.read_sql_query("SELECT * FROM failures WHERE key NOT IN (SELECT key FROM answers)", base)
 
     def check_image_arrives(self) -> None:
         """Asks, past the cache, one question with and without a red square. Raises ServerError when that adds no tokens
@@ -264,7 +256,7 @@ class _Run:
                 if rest == 0 < rounds:  # every request in flight failed in turn: all wait
                     self.resume_at = self.loop.time() + min(LONGEST_WAIT, PAUSE * 2 ** (rounds - 1))
                 if tries == TRIES or (status and status not in TEMPORARY):
-                    return self.give_up(keys, reason, tries)
+                    return self.give_up(keys, reason)
             await asyncio.sleep(min(LONGEST_WAIT, wait or PAUSE * 2 ** (tries - 1) * random.uniform(0.5, 1)))
 
     async def send(self, request: Request, keys: dict, unusable: int) -> tuple[list[dict], tuple | None, tuple]:
@@ -307,7 +299,7 @@ class _Run:
                 self.bar.update()
             except ValueError as error:
                 more, one = unusable + 1 < UNUSABLE, {seed: key}
-                self.alone(request, one, unusable + 1) if more else self.give_up(one, str(error), UNUSABLE)
+                self.alone(request, one, unusable + 1) if more else self.give_up(one, str(error))
         self.bar.set_postfix_str(f"{self.tokens / (self.bar.format_dict['elapsed'] or 1):.0f} tokens/s", refresh=False)
 
     def spend(self, cost: float, limit: float = inf) -> bool:
@@ -315,10 +307,8 @@ class _Run:
         update = "UPDATE spent SET cost = cost + ?1 WHERE cost + ?1 <= ?2"
         return self.base.execute(update, (cost, limit + 1e-9)).rowcount == 1
 
-    def give_up(self, keys: dict[int, str], reason: str, tries: int) -> None:
-        self.failed |= dict.fromkeys(keys.values(), reason := " ".join(reason.split())[:300])
-        for key in keys.values():
-            self.base.execute("INSERT OR REPLACE INTO failures VALUES (?, ?, datetime('now'), ?)", (key, reason, tries))
+    def give_up(self, keys: dict[int, str], reason: str) -> None:
+        self.failed |= dict.fromkeys(keys.values(), " ".join(reason.split())[:300])
 
 
 class StageClient(Client):
@@ -342,7 +332,6 @@ def connect(server: Server, model: str | None, *, sees: bool = False) -> StageCl
     """The client of a run; all runs share one cache of answers, in FUNDUS_CACHE or ~/.cache/fundus_lab. sees: make sure
     that images arrive. ServerError when the profile names no server or model, or the server drops images."""
     from fundus_lib.data.records import cache_folder
-
     if not model:
         raise ServerError("the profile asks a model and names none\n  set server.text_model and server.vision_model")
     client = StageClient(server, model, cache_folder() / "answers.sqlite")

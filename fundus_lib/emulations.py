@@ -1,8 +1,5 @@
-"""Answers as two other projects read them, and what that does to a score.
-
-Written from what the projects do without a language model as judge, and checked against their own functions. Nobody
-should score with these: they say why two papers' numbers differ.
-"""
+"""Answers as two other projects read them without a judge, and what that does to a score. Checked against their own
+functions; nobody should score with these: they say why two papers' numbers differ."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -17,7 +14,6 @@ from fundus_lib.questions import YES_NO, option_texts
 
 READERS = ("ours", "VLMEvalKit", "MedEvalKit")
 SPLIT = "VLMEvalKit, SPLIT_THINK"  # with that in its environment: it drops what stands before </think>
-DICE = "VLMEvalKit, dice"  # its expected accuracy where a judge is asked and fails three times
 _BLANK = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 _REFUSALS = ("Sorry, I can't help with images of people yet.", "I can't process this file.",
              "I'm sorry, but without the image provided", "Cannot determine the answer")
@@ -27,19 +23,14 @@ _CUES = ("**answer**:", "**answer**", "*answer*:", "**answer:**", "answer is", "
 
 def vlmevalkit(response: str | None, options: Mapping[str, str], kind: str = "single") -> Answer:
     """VLMEvalKit at commit e8e78f0 (2026-08-18): `can_infer`, and for yesno `YOrN_Extraction` of its Y/N data sets.
-
     A choice is the only option letter among the words, if one of the last four; else a letter A to D after "answer
     is"; else the only option text that occurs in a short response. Yes or no is the one of these words that occurs.
-    Status "refused": it reads Z. "missing": neither or both of yes and no. "random": no choice was read. That is wrong
-    without a judge, as here; a judge that fails three times is replaced by a die of the n options and Z, right with
-    1/(n+1), which is not rolled here.
-
-    Known bugs: angle brackets do not part words: "<answer>B</answer>" is not read, "<answer> B </answer>" is. No word
-    boundary after "answer is": "The answer is a normal fundus" is A, "... diabetic retinopathy" D. Denial is not seen.
-    A response longer than twice all option texts is not read by its text, so reasoning hides it. Several answers are
-    never right. "<think> x </think> <answer>yes</answer>" holds no word yes: it becomes "answeryes". Not emulated:
-    options "None" and "NA", which its tables lose, and VERBOSE in the environment.
-    """
+    Status "refused": it reads Z. "missing": neither or both of yes and no. "random": no choice was read, which is wrong
+    here; a judge that fails three times is replaced by a die of the n options and Z, right with 1/(n+1).
+    Known bugs: "<answer>B</answer>" is not read, "<answer> B </answer>" is; "The answer is a normal fundus" is A, "...
+    diabetic retinopathy" D; denial is not seen; text longer than twice all options is not read by its text; several
+    answers are never right; "<think> x </think> <answer>yes</answer>" holds no word yes: it becomes "answeryes". Not
+    emulated: options "None" and "NA", which its tables lose, and VERBOSE in the environment."""
     text, options = str(response or ""), option_texts(options)
     if kind == "yesno":
         words = _without_punctuation(text.lower()).split()
@@ -83,15 +74,12 @@ def _yes_or_no(yes: bool, no: bool, options: Mapping[str, str]) -> Answer:
 def medevalkit(response: str | None, options: Mapping[str, str], kind: str = "single") -> Answer:
     """MedEvalKit at commit 9b12e3b (2026-02-24): OmniMedVQA's `judge_multi_choice`, for yesno `judge_judgement` (as in
     SLAKE), for open `judge_close_end_vqa`. It holds a response against the truth; this is what it would call right.
-
     A choice is what the tags or the last box hold, after the last "answer is", up to a full stop; where that is no
     letter, the option that difflib finds most similar. Yes or no is the one of them that occurs, also inside a word.
-
     Known bugs: there is always an answer: "" is A, "I cannot tell" whichever option is spelt most like it. In responses
-    above 200 characters difflib ignores the frequent ones. An unclosed box is the text "none". "normal" and "diagnosis"
-    hold a no; in yesno a letter is no answer. Several answers are right only as "A,C", sorted, without a blank (right
-    also where the truth is the likest of the two alone; not so here). Its OmniMedVQA stops at D; here more are read.
-    """
+    above 200 characters difflib ignores the frequent ones. An unclosed box is "none". "normal" and "diagnosis" hold a
+    no; in yesno a letter is no answer. Several answers are right only as "A,C". Not so here: the likest of several is
+    right too, and OmniMedVQA stops at D."""
     text, options = str(response or ""), option_texts(options)
     if kind in ("yesno", "open"):
         boxed = _boxed(text)
@@ -155,19 +143,14 @@ def readings(questions: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.Dat
 def disagreement(questions: pd.DataFrame, predictions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """What the reader does to a score: setup, metric, benchmark, task ("all": all of them), n (questions), differ (% of
     them that READERS do not all read alike), "ours | VLMEvalKit".. (% that these two do not), a score (%) a reader.
-
-    metric "accuracy" is the share of right answers, "Table 5" the benchmark's own score, for benchmark "all" Table 5's
-    average (without `DICE`, for which F1 has no closed form). questions: id, benchmark, task, kind, options, answer, in
-    any order; predictions: {setup: `evaluation.score_predictions`}.
-    """
+    metric "accuracy" is the share of right answers, "Table 5" the benchmark's own score, for "all" Table 5's
+    average. predictions: {setup: `evaluation.score_predictions`}."""
     parts = {}
     for setup, frame in predictions.items():
         asked, read, said = readings(questions, frame)
         each = asked[["benchmark", "task"]].assign(
             differ=said.nunique(axis=1) > 1, **{f"{a} | {b}": said[a] != said[b] for a, b in combinations(READERS, 2)},
             **{reader: rows["hit"] for reader, rows in read.items()})
-        rolled = (read["VLMEvalKit"]["status"] == "random") & (asked["kind"] == "single")
-        each[DICE] = each["VLMEvalKit"] + rolled / (asked["options"].map(len) + 1)
         grouped = pd.concat([each, each.assign(task="all"), each.assign(benchmark="all", task="all")]).groupby(
             ["benchmark", "task"])
         means = 100 * grouped.mean()
@@ -175,7 +158,7 @@ def disagreement(questions: pd.DataFrame, predictions: Mapping[str, pd.DataFrame
         known = asked["benchmark"].isin(COLUMNS)
         table5 = pd.DataFrame({reader: table_scores(asked[known], rows[known]) for reader, rows in read.items()})
         parts[setup, "accuracy"] = means
-        whole = means[means.index.isin(["all"], level="task")].drop(columns=[*read, DICE])
+        whole = means[means.index.isin(["all"], level="task")].drop(columns=[*read])
         whole["column"] = [(COLUMNS | {"all": "avg"}).get(benchmark) for benchmark, _ in whole.index]
         parts[setup, "Table 5"] = whole.join(table5, on="column", how="inner").drop(columns="column")
     return pd.concat(parts, names=["setup", "metric"]).reset_index()

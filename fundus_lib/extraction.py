@@ -1,7 +1,6 @@
 """Visual-finding extraction over a data set: ask a model about every image, count the votes, measure the finder.
 
-The model is in this process (`client` None) or behind a server: then model and processor are not needed.
-"""
+The model is in this process (`client` None) or behind a server: then model and processor are not needed."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,6 @@ def complete(model, processor, client, images: Sequence, prompts: Sequence[str],
         return generation.generate(model, processor, images, prompts, rollouts=rollouts, desc=desc, **sampling,
                                    **in_process)
     from fundus_lib.client import Request
-
     requests = [Request(prompt, (image_file(image),), samples=rollouts, **sampling)
                 for image, prompt in zip(images, prompts, strict=True)]
     return [list(reply.texts) or [""] * rollouts for reply in client.ask(requests, desc)]
@@ -45,10 +43,8 @@ def complete(model, processor, client, images: Sequence, prompts: Sequence[str],
 def ask(model, processor, images: Sequence, asked: Sequence[tuple[str, Sequence[str]]], settings, seed: int,
         client=None, stop_early: bool = False) -> list[list[dict[str, bool]]]:
     """Rollouts of votes for each image: `settings.rollouts` dicts {finding: present} an image; {}: not to be read.
-
     asked: (modality, findings) of each image. settings: the section `voting`. stop_early: an image whose findings are
-    all decided by its first rollouts gets no others (in this process; its verdicts are those of all of them).
-    """
+    all decided by its first rollouts gets no others (in this process; its verdicts are those of all of them)."""
     first = min(settings.min_votes, settings.rollouts + 1 - settings.min_votes)  # as few as could decide anything
 
     def decided(i: int, texts: Sequence[str]) -> bool:
@@ -70,29 +66,33 @@ def ask(model, processor, images: Sequence, asked: Sequence[tuple[str, Sequence[
 def to_ask(record: Mapping, vocabularies: Mapping[str, Mapping],
            finder: Mapping[str, Sequence[str]] | None) -> list[str]:
     """The findings to ask about one labelled image: Vocab[y, m] of its labels, as far as the finder knows the words.
-
-    vocabularies: vocabulary.json of stage 02, by "label|modality"; a label without one asks for nothing.
-    """
+    vocabularies: vocabulary.json of stage 02, by "label|modality"; a label without one asks for nothing."""
     words = [vocabularies.get(f"{label}|{record['modality']}", {}) for label in record["labels"]]
     names = {name for found in words for role in ("required", "supportive", "excluded") for name in found.get(role, ())}
     return sorted(names if finder is None else names & set(finder[record["modality"]]))
+
+
+def drawn(root: Path, todo: Sequence[tuple[Mapping, Sequence[str]]], rollouts: int) -> list[list[dict[str, bool]]]:
+    """What a finder that never errs would say in every rollout. ValueError: of real images nobody knows it."""
+    if not (root / "truth.parquet").exists():
+        raise ValueError(f"{root} has no truth.parquet: voting.finder 'truth' is for drawn images alone: set base")
+    truth = pd.read_parquet(root / "truth.parquet").set_index("path").findings.map(set)
+    return [[{name: name in truth[record["path"]] for name in names}] * rollouts for record, names in todo]
 
 
 def find_findings(model, processor, records: pd.DataFrame, vocabularies: Mapping[str, Mapping],
                   finder: Mapping[str, Sequence[str]] | None, root: Path, settings, seed: int,
                   client=None) -> pd.DataFrame:
     """V(I) of every labelled training image: one row an image and finding asked.
-
     Pixel masks decide the findings that their data set annotates (source "mask", no votes); the model's votes decide
     the others. Source "undecided", and not kept: rollouts that could not be read could have turned the vote. Returns
-    record_id, finding, kept, votes (for present), asked (rollouts), malformed (of them, without a verdict), source.
-    """
+    record_id, finding, kept, votes (for present), asked (rollouts), malformed (of them, without a verdict), source."""
     rows = []
     todo = [(record, names) for record in records[records.split == "train"].to_dict("records")
             if (names := to_ask(record, vocabularies, finder))]
-    images = [image_path(root, record["path"]) for record, _ in todo]
-    votes = ask(model, processor, images, [(record["modality"], names) for record, names in todo], settings, seed,
-                client, stop_early=True)
+    votes = drawn(root, todo, settings.rollouts) if settings.finder == "truth" else ask(
+        model, processor, [image_path(root, record["path"]) for record, _ in todo],
+        [(record["modality"], names) for record, names in todo], settings, seed, client, stop_early=True)
     for (record, names), rollouts in zip(todo, votes, strict=True):
         outlined = voting.from_masks(record["masks"], ANNOTATED.get(record["dataset"], ()))
         for name in names:
@@ -103,17 +103,16 @@ def find_findings(model, processor, records: pd.DataFrame, vocabularies: Mapping
             kept = voting.verdict(rollouts, name, settings.rollouts, settings.min_votes)
             rows.append(row | {"kept": kept is True, "votes": sum(rollout.get(name, False) for rollout in rollouts),
                                "asked": len(rollouts), "malformed": rollouts.count({}),
-                               "source": "undecided" if kept is None else "votes"})
+                               "source": "undecided" if kept is None else
+                               "truth" if settings.finder == "truth" else "votes"})
     columns = ["record_id", "finding", "kept", "votes", "asked", "malformed", "source"]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(["votes", "asked", "malformed"], "Int64"))
 
 
 def known_truth(records: pd.DataFrame, root: Path, finder: Mapping[str, Sequence[str]] | None) -> pd.DataFrame:
     """Findings that are known to be there or not: of drawn test images all, of real ones what their masks annotate.
-
     Of a drawn image all that is there counts, and as many drawn by lot that are not, to `MOST_ASKED` in all. Returns
-    record_id, finding, present.
-    """
+    record_id, finding, present."""
     def chosen(record, seen: set[str]) -> list[str]:
         lot = random.Random(record.id)
         there = [name for name in finder[record.modality] if name in seen][:MOST_ASKED]
@@ -135,10 +134,8 @@ def known_truth(records: pd.DataFrame, root: Path, finder: Mapping[str, Sequence
 def trial(model, processor, records: pd.DataFrame, truth: pd.DataFrame, root: Path, settings, seed: int,
           client=None) -> pd.DataFrame:
     """What each method makes of the images of `truth` (of `known_truth`): its rows, and a column an answer, 1: kept.
-
     `rollout 1`... are single answers, `vote` their majority; `free-form` asks once, greedily, what there is, and keeps
-    what the text asserts. An answer that cannot be read keeps nothing.
-    """
+    what the text asserts. An answer that cannot be read keeps nothing."""
     by_image = truth.groupby("record_id", sort=False).finding.agg(list)
     known = records.set_index("id").loc[by_image.index]
     images = [image_path(root, path) for path in known.path]
@@ -173,9 +170,7 @@ def measure(said: pd.DataFrame) -> pd.DataFrame:
 
 def s2_intervals(said: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Mean S2 over findings of each method, and the vote's lead over the others, with 95 % bootstrap intervals.
-
-    Whole images are drawn anew, the same ones for all methods. Returns what, s2, low, high.
-    """
+    Whole images are drawn anew, the same ones for all methods. Returns what, s2, low, high."""
     if said.empty:
         return pd.DataFrame(columns=["what", "s2", "low", "high"])
     images = said.record_id.nunique()

@@ -1,8 +1,7 @@
 """Batched sampling and greedy decoding from a vision-language model: an image is looked at once for all its rollouts.
 
-The rollouts of an image do not get a copy of its cache each. They stand side by side in one sequence behind the prompt,
-and the attention mask hides them from each other, so the image is encoded, the prompt read and both stored once.
-"""
+Its rollouts stand side by side in one sequence behind the prompt, hidden from each other by the attention mask: the
+image is encoded, the prompt read and both stored once."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -16,13 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import (
-    Cache,
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
-    SuppressTokensLogitsProcessor,
-)
+from transformers import Cache, StoppingCriteria
+from transformers.generation import logits_process
 
 
 def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
@@ -52,7 +46,6 @@ def has_answered(text: str) -> bool:
 
 class StopAtAnswer(StoppingCriteria):
     """Ends a response at its </answer>: what would follow is no part of it, unless it were a second answer.
-
     Text is read only when a token closes a tag. start: tokens of the prompt, which names the tags itself."""
 
     def __init__(self, tokenizer, start: int):
@@ -102,28 +95,20 @@ def noise(seed: int, images, prompt: str, rollouts: int, length: int) -> np.ndar
     return np.stack([np.random.default_rng([seed, rollout, content]).random(length) for rollout in range(rollouts)])
 
 
-def narrowed(cache: Cache, rows: torch.Tensor) -> Cache:
-    """The cache of these rows of the batch; `cache` itself stays whole."""
-    part = copy(cache)
-    part.layers = [copy(layer) for layer in cache.layers]
-    part.batch_select_indices(rows)
-    return part
-
-
-def decode(model, start: Prefilled, draws: torch.Tensor, temperature: float,
-           stop: StopAtAnswer | None = None) -> torch.Tensor:
+def decode(model, start: Prefilled, draws: torch.Tensor, temperature: float, stop: StopAtAnswer | None = None,
+           config=None) -> torch.Tensor:
     """Continue every pair by several rollouts at once. draws: uniform numbers (B, rollouts, most tokens).
-
     temperature 0 decodes greedily, else each number picks its token from the distribution without top-k or top-p.
-    Ends when all have ended their turn, or by `stop`; a batch of which half are done goes on without them. Returns
-    token ids (B, rollouts, tokens), and leaves `start` as it was."""
+    Ends when all have ended their turn, or by `stop`; a batch of which half are done goes on without them. config: a
+    GenerationConfig with suppressed tokens, penalty, end and padding; None for the model's own. Returns token ids
+    (B, rollouts, tokens), and leaves `start` as it was."""
     batch, rollouts, longest = draws.shape
-    config, device = model.generation_config, draws.device
-    ended_by, rules = torch.tensor(config.eos_token_id, device=device), LogitsProcessorList()
+    config, device = config or model.generation_config, draws.device
+    ended_by, rules = torch.tensor(config.eos_token_id, device=device), logits_process.LogitsProcessorList()
     if config.repetition_penalty not in (None, 1.0):
-        rules.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+        rules.append(logits_process.RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
     if config.suppress_tokens:
-        rules.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=device))
+        rules.append(logits_process.SuppressTokensLogitsProcessor(config.suppress_tokens, device=device))
     logits = start.logits.repeat_interleave(rollouts, 0)
     pairs, cache, position = torch.arange(batch, device=device), start.cache, start.position
     ids = start.ids.repeat_interleave(rollouts, 0)
@@ -148,7 +133,10 @@ def decode(model, start: Prefilled, draws: torch.Tensor, temperature: float,
         mask = torch.cat([mask, itself], -1)  # a rollout sees the prompt and its own tokens
         busy = ~ended.view(-1, rollouts).all(1)
         if 2 * busy.sum() <= len(busy):
-            pairs, cache, position = pairs[busy], narrowed(cache, busy.nonzero()[:, 0]), position[:, busy]
+            layers, cache = [copy(layer) for layer in cache.layers], copy(cache)  # that of `start` stays whole
+            cache.layers = layers
+            cache.batch_select_indices(busy.nonzero()[:, 0])
+            pairs, position = pairs[busy], position[:, busy]
             mask, itself, rows = mask[busy], itself[busy], busy.repeat_interleave(rollouts)
             ids, ended, chosen = ids[rows], ended[rows], chosen[rows]
         logits = model(input_ids=chosen.view(-1, rollouts), attention_mask=mask, past_key_values=cache,
@@ -163,12 +151,9 @@ def generate(model, processor, images: Sequence, prompts: Sequence[str], *, max_
              enough: Callable[[int, list[str]], bool] | None = None, stop_at_answer: bool = False,
              desc: str = "generate") -> list[list[str]]:
     """Completions of each (image or list of images, prompt): a list of `rollouts` texts per pair, in the order given.
-
-    temperature 0 decodes greedily. Pairs are batched by prompt length, which keeps the padding short. A rollout depends
-    on the seed, its pair and its number alone (other neighbours change the last digit of a sum, as they do in any
-    batch). With `enough(index of the pair, its texts)`, the `first` rollouts are sampled, then the others of those
-    pairs only that have not enough.
-    """
+    temperature 0 decodes greedily. A rollout depends on the seed, its pair and its number alone (neighbours change the
+    last digit of a sum, as in any batch). With `enough(index of the pair, its texts)`, the `first` rollouts are
+    sampled, then the others of those pairs only that have not enough."""
     model.eval()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts: list[list[str]] = [[] for _ in prompts]
@@ -193,16 +178,20 @@ def generate(model, processor, images: Sequence, prompts: Sequence[str], *, max_
 
 
 @torch.no_grad()
+def log_probabilities(model, processor, shown: Sequence[Sequence[Image.Image]], prompt: str,
+                      answers: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ln p, tokens) of each answer text after its images, equal in number and size for all, and the prompt: (n,)."""
+    prefix = processor.apply_chat_template(user_turn(shown[0], prompt), add_generation_prompt=True, tokenize=False)
+    inputs = processor(images=[*shown], text=[prefix + answer for answer in answers], padding=True,
+                       padding_side="right", return_tensors="pt").to(model.device)
+    length = len(processor(images=[shown[0]], text=[prefix])["input_ids"][0])
+    ids, mask = inputs["input_ids"][:, length:], inputs["attention_mask"][:, length:]
+    logits = model(**inputs, logits_to_keep=ids.shape[1] + 1).logits[:, :-1].float()
+    tokens = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    return (tokens * mask).sum(1), mask.sum(1)
+
+
 def option_scores(model, processor, image, prompt: str, answers: Sequence[str]) -> list[float]:
     """Mean log-probability a token of each answer text after (image or images, prompt): a long name is not punished."""
-    shown = open_images(image)
-    prefix = processor.apply_chat_template(user_turn(shown, prompt), add_generation_prompt=True, tokenize=False)
-    inputs = processor(
-        images=[shown] * len(answers), text=[prefix + answer for answer in answers],
-        padding=True, padding_side="right", return_tensors="pt",
-    ).to(model.device)
-    length = len(processor(images=[shown], text=[prefix])["input_ids"][0])
-    ids, mask = inputs["input_ids"][:, length:], inputs["attention_mask"][:, length:]
-    logits = model(**inputs).logits[:, length - 1:-1].float()
-    tokens = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-    return ((tokens * mask).sum(1) / mask.sum(1)).tolist()
+    total, tokens = log_probabilities(model, processor, [open_images(image)] * len(answers), prompt, answers)
+    return (total / tokens).tolist()

@@ -2,8 +2,7 @@
 
 A page of references/pages/ is markdown: `# label`, `modalities: CFP, UWF`, `##` sections (`Signs on UWF` narrows one),
 `[n]` marks, `## References`. The rules read the bullets whose first words are in _ROLES and nothing else; free text of
-other references (fundus_lib.sources) is for a language model. Either result is a record that is checked against K.
-"""
+other references (fundus_lib.sources) is for a language model. Either result is a record that is checked against K."""
 
 import difflib
 import re

@@ -9,10 +9,8 @@ from math import log
 from typing import NamedTuple
 
 from fundus_lib import assertion
-from fundus_lib.assertion import REFERENCES, Cues, Mention, Span, clean, key, reading, reference, with_status
-
-__all__ = ["REFERENCES", "Cues", "Mention", "canonical_label", "clean", "describes", "family", "find_labels",
-           "find_mentions", "findings", "key", "reading", "reference", "weights"]
+from fundus_lib.assertion import REFERENCES as REFERENCES
+from fundus_lib.assertion import Cues, Mention, Span, clean, key, reading, reference, with_status
 
 
 @cache
@@ -50,8 +48,7 @@ class _Phrases:
         """Every term in the text, the longest at each word."""
         read = reading(text)
         found, after, last = [], 0, len(read.stems) - 1
-        starters = [(i, stem) for i, stem in enumerate(read.stems) if stem in self.first]
-        for at, stem in starters:
+        for at, stem in [(i, stem) for i, stem in enumerate(read.stems) if stem in self.first]:
             start, end = read.words[at]
             if start < after:
                 continue

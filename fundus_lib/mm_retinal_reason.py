@@ -9,11 +9,10 @@ from string import ascii_uppercase
 
 import pandas as pd
 
-from fundus_lib.benchmarks import read_json, write_json
+from fundus_lib.benchmarks import READ, collect, question_row, read_json, write_json
 from fundus_lib.data import DataError, image_path
 from fundus_lib.data.records import read_table
 from fundus_lib.questions import MODALITIES, prompt
-from fundus_lib.vlmevalkit import READ, collect, question_row
 
 # Kind of a question -> first words of its file. The first two are published for test files, the others are ours.
 KINDS = {"single": "single_choice", "multi": "multi_choice", "yesno": "true_false", "open": "open_ended"}
@@ -21,16 +20,12 @@ KINDS = {"single": "single_choice", "multi": "multi_choice", "yesno": "true_fals
 
 def write_basic(folder: Path, questions: pd.DataFrame, roles: Mapping[str, str | None] | None = None) -> pd.DataFrame:
     """The basic part: one JSON list a kind, split and modality, such as single_choice_test_data_CFP.json.
-
-    roles: data set -> in-domain | out-of-domain (None: what the catalogue says of OphthaReason). In-domain sets are in
-    the files of every split, out-of-domain sets in test files only, with their own test images; sets without a role
-    are in none. A record holds image (paths), conversations and reason (empty until traces exist) as published, and
-    dataset and domain, which the scores need. Returns the questions of each dataset, domain, split and kind: `written`
-    says where they went.
-    """
+    roles: data set -> in-domain | out-of-domain (None: what the catalogue says of OphthaReason): in the files of every
+    split, or in test files only; sets without a role are in none. A record holds image (paths), conversations and
+    reason (empty until traces exist) as published, and dataset and domain, which the scores need. Returns the number of
+    questions of each dataset, domain, split and kind, `written` or not."""
     if roles is None:
         from fundus_lib.data.catalogue import catalogue
-
         roles = {name: entry.roles.get("ophthareason") for name, entry in catalogue().items()}
     table = questions.assign(domain=questions["dataset"].map(roles).astype(object))
     inside, outside = table["domain"] == "in-domain", table["domain"] == "out-of-domain"
@@ -108,10 +103,8 @@ def as_question(folder: Path, name: str, table: Mapping[str, str], place: str, i
 
 def read_mm_retinal_reason(folder: Path) -> pd.DataFrame:
     """MM-Retinal-Reason's JSON lists as questions, with images (paths or bytes), reason, pmcid, title, caption, domain.
-
     path or image holds the first image. kind comes from the answer (a letter, several, a name) and the file's name.
-    Raises DataError naming file and row of a malformed record.
-    """
+    Raises DataError naming file and row of a malformed record."""
     rows = []
     for file in sorted(folder.glob("*.json")):
         table, csv = {}, file.with_suffix(".csv")

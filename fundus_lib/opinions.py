@@ -73,9 +73,8 @@ class LLMJudge:
         self.client = client
 
     def __call__(self, rows: Sequence[Row]) -> list[str | None]:
-        """A `rewards.Judge`: plausible | tenuous | flawed against V(I), plausible | not_plausible against K,
-        None where the model abstains or fails. The lowest, unasked: broken format, tampered trace, an answer without a
-        page. KeyError when no page covers a row's label."""
+        """A `rewards.Judge`; None where the model abstains or fails. The lowest, unasked: broken format, tampering,
+        an answer without a page. KeyError when no page covers a row's label."""
         requests, lowest = [], []
         for row in rows:
             report = TraceReport(row.trace, label=row.label, modality=row.modality, findings=row.findings,
@@ -113,9 +112,8 @@ def cohens_kappa(counts: np.ndarray) -> np.ndarray:
 
 
 def agreement(table: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Rules (no_<category>) against the model (llm_<category>), a row a category: n judged by both, abstained (no
-    verdict of the model), share that agrees, kappa with its 95 % percentile bootstrap interval over traces (missing
-    where a rater is constant), and the four counts that it comes from."""
+    """Rules (no_<category>) against the model (llm_<category>), a row a category: n judged by both, abstained, share
+    that agrees, kappa with its 95 % percentile bootstrap interval over traces, and the four counts behind it."""
     rows = []
     for name in CATEGORIES:
         rules, llm = (table[f"{rater}_{name}"].astype("boolean") for rater in ("no", "llm"))

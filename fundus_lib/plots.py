@@ -20,7 +20,9 @@ from PIL import ImageOps
 GREY = "#999999"
 SETUP_COLOURS = {"A": "#777777", "B": "#56B4E9", "C": "#8C6D31", "D": "#332288", "E": "#0072B2", "F": "#E69F00",
                  "G": "#009E73", "H": "#AA4499", "I": "#117733", "J": "#882255", "F_uadt": "#D55E00",
-                 "G_uadt": "#CC79A7", "best constant": "#000000", "A, choosing": "#B0A080"}
+                 "G_uadt": "#CC79A7", "best constant": "#000000", "A, choosing": "#B0A080",
+                 "ophthareason_sft": "#4B3F72", "ophthareason_rl": "#1F9E89", "ophthareason_uadt": "#B5367A",
+                 "alignment": "#999933"}
 MODALITY_COLOURS = {"CFP": "#D55E00", "OCT": "#0072B2", "UWF": "#009E73", "FFA": GREY}
 METHOD_COLOURS = {"published": "#BBBBBB", "free-form": "#E69F00", "one rollout": "#56B4E9", "vote": "#0072B2",
                   "ours": "#0072B2"}
@@ -216,6 +218,23 @@ def training_curves(logs: pd.DataFrame) -> Figure:
     return figure
 
 
+def reward_hacking(rollouts: pd.DataFrame, title: str) -> Figure:
+    """Do traces get better while answers get worse? Left: both rewards by step; right: how many rollouts the judge
+    objects to, by its five commonest criteria. rollouts: those with a process reward, and their objections."""
+    figure, (left, right) = panels(2, title, (5.4, 3))
+    steps = rollouts.groupby("step", as_index=False)[["answer_reward", "process_reward"]].mean()
+    for name, colour in (("answer_reward", SETUP_COLOURS["F"]), ("process_reward", SETUP_COLOURS["G"])):
+        curve(left, steps, name, colour, name.replace("_", " "))
+    faults = rollouts["objections"].str.get_dummies(", ").drop(columns="", errors="ignore")
+    faults = faults.groupby(rollouts["step"]).mean()
+    for name, colour in zip(faults.mean().nlargest(5).index, sns.color_palette("colorblind"), strict=False):
+        curve(right, faults[name].reset_index(), name, colour, name.replace("_", " "))
+    for ax, what in ((left, "mean over the rollouts"), (right, "share of the rollouts")):
+        ax.set(xlabel="step", ylabel=what, ylim=(0, None))
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 def loss_curve(logs: pd.DataFrame) -> Figure:
     """Loss of supervised fine-tuning by step, a line a seed. logs: setup, seed, step, loss."""
     figure, (ax,) = panels(1, "Supervised fine-tuning: loss by step", (7, 3))
@@ -244,18 +263,38 @@ def uadt_lines(ax, settings, threshold: float) -> None:
 
     doubt = torch.linspace(0, 2 * threshold, 101)
     for sign, label, colour in ((1.0, "right (advantage +1)", "#009E73"), (-1.0, "wrong (advantage -1)", "#D55E00")):
-        plain = torch.full_like(doubt, sign)
-        shaped = shape_advantages(plain, doubt, threshold, strength=settings.strength, temperature=settings.temperature)
-        ax.plot(doubt, shaped / plain, color=colour, label=label)
+        ax.plot(doubt, shape_advantages(torch.full_like(doubt, sign), doubt, threshold, strength=settings.strength,
+                                        temperature=settings.temperature) / sign, color=colour, label=label)
     ax.axvline(threshold, color=GREY, linestyle=":")
     ax.set(xlabel="uncertainty of the rollout (nats; dotted: threshold)", ylabel="factor")
     ax.legend()
 
 
-def uadt_curves(settings, threshold: float = 0.5) -> Figure:
-    """`uadt_lines` as a figure."""
-    figure, (ax,) = panels(1, f"UADT: factor on the advantage (threshold {threshold:g} nats)", (6, 3))
-    uadt_lines(ax, settings, threshold)
+def advantage_bars(cases: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str) -> Figure:
+    """Advantages of a group before (black line) and after shaping (bar). cases: {name: (before, after)}."""
+    colours = {"made larger": "#D55E00", "as before": GREY, "made smaller": "#56B4E9"}
+    figure, axes = panels(len(cases), title, (2.5, 2.6), columns=5, sharey=True)
+    for ax, (name, values) in zip(axes, cases.items(), strict=True):
+        before, after = np.array(values, dtype=float)
+        shade, x = 1 - np.sign(np.round(np.abs(after) - np.abs(before), 6)).astype(int), np.arange(len(after)) + 1
+        ax.bar(x, after, color=np.array(list(colours.values()))[shade])
+        ax.hlines(before, x - 0.45, x + 0.45, color="black")
+        ax.set(title=name, xlabel="rollout", xticks=x)
+    figure.legend(handles=[Patch(color=colour, label=name) for name, colour in colours.items()], ncols=3,
+                  loc="outside lower center", title="bar: advantage after shaping, black line: before")
+    return figure
+
+
+def uadt_history(logs: pd.DataFrame) -> Figure:
+    """What UADT did at each step, a colour a setup. logs: setup, seed, step and the columns uadt/*."""
+    titles = {"uncertainty": "uncertainty (nats; dotted: threshold)", "omega": "omega", "amplified": "share amplified"}
+    figure, axes = panels(3, "UADT while training: a colour a setup, raw values faint", (4, 2.8))
+    for (setup, seed), rows in logs.groupby(["setup", "seed"]):
+        for ax, name in zip(axes, titles, strict=True):
+            curve(ax, rows, f"uadt/{name}", SETUP_COLOURS[setup], setup if seed == logs["seed"].min() else "_")
+            ax.set(xlabel="step", title=titles[name])
+        axes[0].plot(rows["step"], rows["uadt/threshold"], ":", color=SETUP_COLOURS[setup])
+    axes[0].legend()
     return figure
 
 

@@ -1,9 +1,7 @@
 """Predictions made elsewhere, joined to our questions: `python -m fundus_lib.predictions QUESTIONS PREDICTIONS`.
 
 Read are VLMEvalKit's tables (tsv, xlsx), MedEvalKit's results (json, or one JSON object a line), OphthaReason's pickle
-([response, prompt, answer, images] a row, in the order of what was asked) and our own parquet and progress files. A
-response counts for the one question that it answers; what fits none, or was given twice, is listed.
-"""
+([response, prompt, answer, images] a row, in the order of what was asked) and our own parquet and progress files."""
 
 import argparse
 import json
@@ -14,12 +12,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fundus_lib.benchmarks import read_all
+from fundus_lib.benchmarks import read_all, read_vlmevalkit
 from fundus_lib.data import DataError
 from fundus_lib.evaluation import COLUMNS, image_keys, ophthareason_scores, score_predictions
 from fundus_lib.mm_retinal_reason import asked, read_mm_retinal_reason
 from fundus_lib.questions import option_texts
-from fundus_lib.vlmevalkit import read_vlmevalkit
 
 
 class Found(NamedTuple):
@@ -98,11 +95,8 @@ def read_predictions(path: Path) -> tuple[list[Found], list[str]]:
 
 def joined(questions: pd.DataFrame, found: Iterable[Found]) -> tuple[list[str | None], pd.DataFrame]:
     """(response to each question, None without one; what did not fit: columns what, question_id, place).
-
-    A prediction is matched by the question's id (VLMEvalKit's index and OphthaReason's file name included), else by
-    question and image. Its question and options, where it repeats them, have to be ours: letters mean nothing else.
-    Two different responses to one question are both left out; equal ones count once.
-    """
+    Matched by the question's id (VLMEvalKit's index and OphthaReason's file name included), else by question and image;
+    a question and options that it repeats have to be ours. Of two different responses to one question none counts."""
     rows, known = list(questions.itertuples()), {}
     for i, row in enumerate(rows):
         for key in {row.id, row.id.removeprefix("GMAI/"), (row.question, row.path)}:
@@ -145,7 +139,6 @@ def read_questions(path: Path) -> pd.DataFrame:
 def scores(questions: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     """Scores in percent with n: Table 5's columns, OphthaReason's, or else the accuracy of each benchmark's task."""
     from fundus_lib.intervals import score_intervals, wilson_interval
-
     if set(questions["benchmark"]) == {"MM-Retinal-Reason"}:
         return ophthareason_scores(questions, predictions)
     if set(questions["benchmark"]) <= set(COLUMNS):

@@ -1,8 +1,7 @@
 """Questions about images with answers that the labels or masks prove (VQA triplets), and the one prompt template.
 
 Levels as in FunBench: L1a modality; L2a side of the optic disc, L2b eye; L3a presence of a lesion, L3b place, L3c size,
-L3d count; L4a one disease, L4b diagnosis, L4c DR grade, L4d type of AMD. Kinds: single, multi, yesno, open.
-"""
+L3d count; L4a one disease, L4b diagnosis, L4c DR grade, L4d type of AMD. Kinds: single, multi, yesno, open."""
 
 import random
 from collections.abc import Iterable, Mapping
@@ -14,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from fundus_lib.data import ANNOTATED, image_path, read_mask
-from fundus_lib.data.idrid import GRADES
 from fundus_lib.lexicon import canonical_label, findings, key, reference
 
 TEMPLATES = reference("questions.json")  # names of tasks, wordings, families of labels, what no image proves
 MODALITIES, SIDES, YES_NO = ("CFP", "OCT", "UWF", "FFA"), ("Right eye", "Left eye"), ("Yes", "No")
 HALVES, QUADRANTS = ("Left half", "Right half"), ("Upper left", "Upper right", "Lower left", "Lower right")
+GRADES = ("No DR", "Mild NPDR", "Moderate NPDR", "Severe NPDR", "PDR")  # of IDRiD and others, in order
 # Bins and limits are ours, no benchmark publishes its own. A bin ends below its number; IDRiD's lesions fall into all.
 SIZES = {0.001: "Less than 0.1 %", 0.005: "0.1 to 0.5 %", 0.02: "0.5 to 2 %", 1.1: "2 % or more"}  # of the image's area
 COUNTS = {2: "1", 6: "2 to 5", 21: "6 to 20", 51: "21 to 50", float("inf"): "More than 50"}  # regions; diagonals count
@@ -109,11 +108,8 @@ class Outline(NamedTuple):
 
 def outline(mask: np.ndarray) -> Outline:
     """Place, size and count of what a bool (height, width) mask marks; it must mark something.
-
-    The area is exact. Regions are counted after pooling to MASK_PIXELS, where gaps of a few pixels close.
-    """
+    The area is exact. Regions are counted after pooling to MASK_PIXELS, where gaps of a few pixels close."""
     from scipy import ndimage
-
     share, step = float(mask.mean()), -(-max(mask.shape) // MASK_PIXELS)
     for axis in (0, 1) if step > 1 else ():
         mask = np.logical_or.reduceat(mask, range(0, mask.shape[axis], step), axis=axis)
@@ -133,17 +129,14 @@ def binned(value: float, bins: Mapping[float, str]) -> tuple[list[str], list[str
 def make_questions(records: pd.DataFrame, settings, seed: int, root: Path | None = None,
                    wordings: int = 3) -> pd.DataFrame:
     """questions.parquet from records with final splits; `settings` is the section `data`.
-
-    Every image with provable diagnoses gets its L4b, L4c or L4d question, with several answers if it has several, and
-    at most MOST_OPTIONS options. FFA has no knowledge pages and gets none of L3b-d and L4. Shares of the images:
-    `modality_share` L1a and, of test images, L4a; `laterality_share` L2b; `lesion_share` L3a of one finding (of test
-    images all, and every annotated finding); `mask_share` L2a and L3b-d of one outlined lesion, read from the masks
-    below `root` (None: not asked); `open_share` the diagnosis without options and, of training images, L4a.
-    Wrong options are labels of the same data set and modality, never `related` to a right one. `wordings`: how many of
-    each task's wordings are drawn from; 1 for the small model, which knows no other. Each draw has its own seed made of
-    seed, image and task, so that one more image changes no other question. Images without labels (a photograph whose
-    graded copy is there too) are not asked about. Raises DataError for a mask that cannot be read.
-    """
+    Every image with provable diagnoses gets its L4b, L4c or L4d question; FFA, which has no knowledge pages, none of
+    L3b-d and L4; images without labels nothing. Shares of the images: `modality_share` L1a and, of test images, L4a;
+    `laterality_share` L2b; `lesion_share` L3a of one finding (of test images all, and every annotated finding);
+    `mask_share` L2a and L3b-d of one outlined lesion, read from the masks below `root` (None: not asked); `open_share`
+    the diagnosis without options and, of training images, L4a. Wrong options are labels of the same data set and
+    modality, never `related` to a right one. `wordings`: how many of each task's are drawn from (the small model knows
+    one). Each draw has a seed made of seed, image and task: one more image changes no other question. Raises DataError
+    for a mask that cannot be read."""
     found = records[records["labels"].map(len) > 0]
     proven = [[] if row.modality == "FFA" else diagnoses(row.dataset, row.labels) for row in found.itertuples()]
     found = found.assign(diagnoses=proven)

@@ -3,19 +3,18 @@ answer is read as it is. HTML comes as text for IPython.display.HTML; whatever a
 
 import base64
 import html
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from io import BytesIO
 from itertools import pairwise, product
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from fundus_lib import plots
 from fundus_lib.answers import explain_answer
-from fundus_lib.generation import open_image, user_turn
+from fundus_lib.generation import log_probabilities, open_image
 from fundus_lib.lexicon import family, find_labels, find_mentions
 from fundus_lib.questions import option_texts
 from fundus_lib.traces import RULES
@@ -32,46 +31,31 @@ def _patches(height: int, width: int, rows: int, columns: int) -> list[tuple[sli
     return [*product(*(map(slice, e[:-1], e[1:]) for e in edges))]
 
 
-def _log_probability(model, processor, images: Sequence, text: str, answer: str) -> np.ndarray:
-    """ln p(answer | image, text) of each of several images of one size, summed over the answer's tokens."""
-    prefix = processor.apply_chat_template(user_turn(images[0], text), add_generation_prompt=True, tokenize=False)
-    inputs = processor(images=[[image] for image in images], text=[prefix + answer] * len(images), return_tensors="pt")
-    start = len(processor(images=[[images[0]]], text=[prefix])["input_ids"][0])
-    said = inputs["input_ids"][:, start:].to(model.device)
-    with torch.no_grad():
-        logits = model(**inputs.to(model.device), logits_to_keep=said.shape[1] + 1).logits[:, :-1].float()
-    return logits.log_softmax(-1).gather(-1, said[..., None])[..., 0].sum(1).cpu().numpy()
-
-
 def occlusion_map(model, processor, image, prompt: str, answer: str, patch: float = 1 / 8,
                   batch_size: int = 64) -> np.ndarray:
     """By how much ln p(answer) drops, in nats, when a patch is greyed out by its own mean colour (after Zeiler and
-    Fergus 2014): (rows, columns). Above 0, what the patch shows speaks for the answer; below 0, against it.
-
-    answer: text as the model writes it, so with its trace before it. patch: its side as a part of the image's shorter
-    side. Reads 1 + rows * columns images, `batch_size` a forward pass: 97 images, 2 passes for a 3:2 photograph.
-    """
+    Fergus 2014): (rows, columns). Above 0, what it shows speaks for the answer (text as the model writes it, with its
+    trace). patch: its side in shorter sides of the image. Reads 1 + rows * columns images, `batch_size` a pass."""
     pixels = np.asarray(open_image(image))
     grid = [round(n / min(pixels.shape[:2]) / patch) for n in pixels.shape[:2]]
     cells = [None, *_patches(*pixels.shape[:2], *grid)]
 
-    def greyed(cell: tuple[slice, slice] | None) -> Image.Image:
+    def greyed(cell: tuple[slice, slice] | None) -> list[Image.Image]:
         shown = pixels.copy()
         if cell:
             shown[cell] = shown[cell].mean((0, 1)).round()
-        return Image.fromarray(shown)
+        return [Image.fromarray(shown)]
 
-    scores = np.concatenate([_log_probability(model, processor, [*map(greyed, cells[i:i + batch_size])], prompt, answer)
-                             for i in range(0, len(cells), batch_size)])
+    parts = (cells[i:i + batch_size] for i in range(0, len(cells), batch_size))
+    scores = np.concatenate([log_probabilities(model, processor, [*map(greyed, part)], prompt, [answer] * len(part))[
+        0].cpu().numpy() for part in parts])
     return (scores[0] - scores[1:]).reshape(grid)
 
 
 def heat_on_mask(heat: np.ndarray, mask: np.ndarray, image) -> dict[str, float]:
     """Does the heat fall on a lesion? {hit, chance, inside, outside}: whether the hottest patch touches it (the
     pointing game of Zhang et al. 2018), what a random patch would score, and the mean heat of patches on and off it.
-
-    mask: bool (height, width). Patches of the black surround do not count, on neither side. NaN where one is empty.
-    """
+    mask: bool (height, width). Patches of the black surround do not count, on neither side. NaN where one is empty."""
     bright, cells, heats = np.asarray(image.convert("L")) > 20, _patches(*mask.shape, *heat.shape), heat.ravel()
     eye = np.array([bright[cell].mean() > 0.5 for cell in cells])
     lesion = np.array([mask[cell].any() for cell in cells])
@@ -83,10 +67,8 @@ def heat_on_mask(heat: np.ndarray, mask: np.ndarray, image) -> dict[str, float]:
 
 def mention_table(trace: str, findings: Collection[str], modality: str) -> pd.DataFrame:
     """The findings that a trace's reasoning names, in order: words, finding, status, in_image, verdict, start, end.
-
     findings: V(I). verdict: supported (asserted, and in V(I) or a parent of what is), unsupported, denied, or open
-    (hedged, hypothetical). As in `traces`, a sign in the name of a disease, and the answer, are no mentions.
-    """
+    (hedged, hypothetical). As in `traces`, a sign in the name of a disease, and the answer, are no mentions."""
     seen, renamed = family(*findings), RULES["reads_as"].get(modality, {})
     reasons = len(trace) if (answer := trace.lower().rfind("<answer>")) < 0 else answer
     names, rows = [n[1:3] for n in find_labels(trace)], []
@@ -132,27 +114,30 @@ def _page(parts: Iterable[str]) -> str:
 
 
 def rollout_html(rows: pd.DataFrame) -> str:
-    """A group's rollouts side by side, coloured, with rewards and advantage, under image and question. rows: one a
-    rollout, columns image, prompt, findings (V(I)), modality, trace, advantage and any *_reward."""
+    """A group's rollouts, four beside each other, coloured, under image and question. rows: one a rollout, columns
+    image, prompt, findings (V(I)), modality, text, advantage, and any of shaped_advantage (after UADT),
+    uncertainty (nats), omega, judgement, objections and *_reward, which stand above the text."""
     first, cards = rows.iloc[0], []
     for row in rows.to_dict("records"):
-        parts = [f"{name.removesuffix('_reward')} {'none' if pd.isna(value) else f'{value:g}'}"
-                 for name, value in row.items() if name.endswith("_reward")]
+        numbers = [f"{name.replace('_', ' ')} {row[name]:{form}}" for name, form in (
+            ("advantage", "+.2f"), ("shaped_advantage", "+.2f"), ("uncertainty", ".2f"), ("omega", "+.2f"))
+            if name in row]
+        rewards = [f"{name.removesuffix('_reward')} {'none' if pd.isna(value) else f'{value:g}'}"
+                   for name, value in row.items() if name.endswith("_reward")]
+        words = [str(row[name]) for name in ("judgement", "objections") if not pd.isna(row.get(name)) and row[name]]
         cards.append('<td style="vertical-align:top;text-align:left;border:1px solid #999;padding:6px">'
-                     f'<b>advantage {row["advantage"]:+.2f}</b><br>{html.escape(", ".join(parts))}'
-                     f'{mention_html(row["trace"], row["findings"], row["modality"])}</td>')
+                     f"<b>{', '.join(numbers)}</b><br>{html.escape('; '.join([', '.join(rewards), *words]))}"
+                     f'{mention_html(row["text"], row["findings"], row["modality"])}</td>')
+    table = "".join(f"<tr>{''.join(cards[i:i + 4])}</tr>" for i in range(0, len(cards), 4))
     return _page([_picture(first["image"]), f"<b>{html.escape(first['prompt'])}</b>",
                   f"V(I): {html.escape(', '.join(first['findings']) or 'nothing')}",
-                  f'<table style="width:100%;table-layout:fixed"><tr>{"".join(cards)}</tr></table>', LEGEND])
+                  f'<table style="width:100%;table-layout:fixed">{table}</table>', LEGEND])
 
 
 def case_page(case, response: str, findings: Collection[str], modality: str, heat: np.ndarray,
               masks: Mapping[str, np.ndarray]) -> tuple[Figure, str]:
-    """One answered question as (Figure, HTML): the image with its lesions outlined and the occlusion map over it; the
-    question, the coloured trace, the answer that was read and why.
-
-    case: a row of questions; findings: V(I); heat: `occlusion_map`; masks: {finding: bool (height, width)}.
-    """
+    """One answered question as (Figure, HTML): the image with lesions and occlusion map, the coloured trace, the
+    answer and why. case: a row of questions; findings: V(I); heat: `occlusion_map`; masks: {finding: bool (h, w)}."""
     image, options = open_image(case.image), option_texts(case.options)
     figure = plots.case_reading(image, heat, masks, "The image with its lesions, and what the response rests on")
     answer, rule, words, marked = explain_answer(response, options, case.kind)

@@ -33,7 +33,7 @@ STAGES: dict[str, tuple[str, ...]] = {          # in the order of execution, eac
     "02_knowledge_rag": ("01_data",),
     "03_vf_voting": ("01_data", "base_model", "02_knowledge_rag"),
     "04_trace_qc": ("01_data", "02_knowledge_rag", "03_vf_voting"),
-    "05_sft": ("01_data", "base_model", "04_trace_qc"),
+    "05_sft": ("01_data", "base_model", "03_vf_voting", "04_trace_qc"),
     "06_grpo": ("01_data", "base_model", "02_knowledge_rag", "03_vf_voting", "04_trace_qc", "05_sft"),
     "07_evaluation": ("01_data", "base_model", "05_sft", "06_grpo"),
 }

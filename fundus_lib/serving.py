@@ -3,8 +3,7 @@
 The server is transformers' own; `application` adds what it leaves undone: this project's image processor (AutoProcessor
 gives a bare tokenizer without torchvision: images vanish in silence), sampling at a temperature, one text for a request
 and its seed (0 if it has none; of n in one call, choice i has seed + i), and texts as written (the parser there moves
-<think> to reasoning_content, strips it, and loses a second one and what stood before it).
-"""
+<think> to reasoning_content, strips it, and loses a second one and what stood before it)."""
 
 import argparse
 import os

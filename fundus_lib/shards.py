@@ -1,8 +1,6 @@
 """One table worked through in shards: an interruption loses the shard in hand, and machines share the work.
 
-A row's shard follows from its own id, not from its place in the table. The result of a shard is one file, written whole
-or not at all: what is there is not computed again.
-"""
+A row's shard follows from its own id. Its result is one file, written whole or not at all, and not computed again."""
 
 import hashlib
 from collections.abc import Callable
@@ -22,10 +20,8 @@ def shard_of(identity: str, count: int) -> int:
 def map_shards(function: Callable[[pd.DataFrame], pd.DataFrame], table: pd.DataFrame, folder: Path, settings,
                by: str = "id") -> pd.DataFrame:
     """function(part) of every shard of `table`, joined. settings: the section `shards`; by: the column of ids.
-
     Parts keep the order of the table. With the engine "local" this process takes one shard after the other; with "ray"
-    Ray Data runs the same function wherever the cluster has room (`pip install -e .[ray]`; `folder` must be shared).
-    """
+    Ray Data runs the same function wherever the cluster has room (`pip install -e .[ray]`; `folder` must be shared)."""
     if table.empty:
         return function(table)
     numbers = table[by].map(lambda identity: shard_of(identity, settings.count))
@@ -38,24 +34,8 @@ def map_shards(function: Callable[[pd.DataFrame], pd.DataFrame], table: pd.DataF
 
     if settings.engine == "ray" and todo:
         import ray.data  # an extra: a laptop does without
-
         ray.data.from_items(todo, override_num_blocks=len(todo)).map(work, num_gpus=settings.gpus_each).materialize()
     else:
         for row in tqdm(todo, desc=folder.name, unit="shard", initial=len(parts) - len(todo), total=len(parts)):
             work(row)
     return pd.concat([runs.read(file) for file in parts], ignore_index=True)
-
-
-def plan(*, images: int, rollouts: int, prompt_tokens: float, answer_tokens: float, read_per_second: float,
-         written_per_second: float, price_in: float, price_out: float) -> pd.DataFrame:
-    """What votes on so many images take: requests, tokens, GPU-hours and cost, by how the server is asked.
-
-    read_per_second, written_per_second: tokens of one GPU, all its requests together; price_*: of a million tokens.
-    """
-    rows = {}
-    for name, requests in {"one request an image (n)": images, "one request a rollout": images * rollouts}.items():
-        read, written = requests * prompt_tokens, images * rollouts * answer_tokens
-        rows[name] = {"requests": requests, "million tokens in": read / 1e6, "million tokens out": written / 1e6,
-                      "GPU-hours": (read / read_per_second + written / written_per_second) / 3600,
-                      "cost": (read * price_in + written * price_out) / 1e6}
-    return pd.DataFrame(rows).T

@@ -1,10 +1,9 @@
-"""Further references for K[y, m]: any MediaWiki, reviews in PubMed Central, a folder of PDF, HTML, markdown and text.
+"""Further references for K[y, m]: reviews in PubMed Central, a folder of PDF, HTML, markdown and text files.
 
 A source returns Found(passages, problems): what could not be had is a problem with its reason and costs nothing else.
 A passage belongs to the label that its heading or title names and to the modalities that its words name, else to all.
-Nothing here runs by default. What is fetched stays under its own licence, which its citation names; EyeWiki's text is
-the American Academy of Ophthalmology's, so do not pass on a knowledge.jsonl made from it.
-"""
+Nothing here runs by default. What is fetched stays under its own licence, which its citation names. The paper reads
+EyeWiki too, which is not free: save the pages that you may use into the folder, and keep what is made from them."""
 
 import re
 from collections.abc import Callable, Collection
@@ -14,14 +13,12 @@ from typing import NamedTuple
 
 from fundus_lib import pmc
 from fundus_lib.data.records import HIDDEN, DataError, Problem
-from fundus_lib.fetching import Client, json_object
 from fundus_lib.knowledge import MODALITIES, Passage, embedded_pages
 from fundus_lib.lexicon import find_labels, reference
 
-EYEWIKI = "https://eyewiki.org/w/api.php"  # never asked by us: the address is from memory and other projects' code
 LONGEST = 1500  # characters of a passage, where its paragraphs allow
 TERMS = reference("sources.json")
-_HEADING = re.compile(r"(?m)^(?:([#=]{1,6})[ \t]*([^#=\s].*?)[ \t]*[#=]*|(\f))$")  # markdown, a wiki's text; a new page
+_HEADING = re.compile(r"(?m)^(?:(#{1,6})[ \t]*([^#\s].*?)[ \t]*#*|(\f))$")  # markdown; a new page
 _DROPPED = "script style nav footer aside form noscript head".split()
 
 
@@ -121,7 +118,6 @@ def _file(root: Path, name: str) -> list[Passage]:
     try:
         if kind == ".pdf":
             import pypdf
-
             reader = pypdf.PdfReader(file)
             pages, title = [page.extract_text() for page in reader.pages], (reader.metadata or {}).get("/Title", "")
             text = _plain("\n\f\n".join(pages)) if 2 * sum(map(bool, map(str.strip, pages))) > len(pages) else ""
@@ -146,47 +142,6 @@ def folder(path: Path) -> Found:
     return _collect("folder", [""], lambda _: (p.relative_to(root).as_posix() for p in files), partial(_file, root))
 
 
-def _answer(content: bytes) -> dict:
-    """A MediaWiki answer. DataError for an error message: it has status 200 too, and must not be cached."""
-    answer = json_object(content)
-    if "error" in answer:
-        raise DataError(f"the wiki says: {answer['error'].get('info', answer['error'])}")
-    return answer
-
-
-def _page(client: Client, api: str, title: str) -> list[Passage]:
-    """One page, redirects followed, by its plain text or, where the wiki has no TextExtracts, its HTML. DataError for
-    a page that is missing, or only lists others."""
-    answer = client.get(api, {
-        "action": "query", "titles": title, "redirects": 1, "prop": "extracts|info|pageprops", "explaintext": 1,
-        "exsectionformat": "wiki", "inprop": "url", "ppprop": "disambiguation", "meta": "siteinfo",
-        "siprop": "general|rightsinfo", "format": "json"}, _answer).get("query", {})
-    page = next(iter(answer.get("pages", {}).values()), {})
-    if "pageid" not in page:
-        raise DataError(f"the wiki has no page {title!r}")
-    if (text := page.get("extract")) is None:
-        parsed = client.get(api, {"action": "parse", "pageid": page["pageid"], "prop": "text", "disabletoc": 1,
-                                  "disableeditsection": 1, "format": "json"}, _answer)
-        text = _html(parsed["parse"]["text"]["*"].encode())
-    if "disambiguation" in page.get("pageprops", {}) or re.search(r"\bmay (also )?refer to\s*:", text[:500]):
-        raise DataError(f"{page['title']!r} only lists pages of that name")
-    rights, url = answer.get("rightsinfo", {}), page.get("fullurl", f"{api}?curid={page['pageid']}")
-    site = answer.get("general", {}).get("sitename", api)
-    cite = (f"{page['title']}. {site}, revision {page.get('lastrevid')}. {url}. Licence: "
-            f"{rights.get('text') or rights.get('url') or 'not stated, ask before you pass it on'}.")
-    return _passages(url, page["title"], cite, text)
-
-
-def mediawiki(labels: Collection[str], client: Client, api: str = EYEWIKI) -> Found:
-    """The page on each label that a wiki's search finds first; a label that no title names is a problem."""
-    def search(label: str) -> list[str]:
-        answer = client.get(api, {"action": "query", "list": "search", "srsearch": label, "srnamespace": 0,
-                                  "srlimit": 10, "format": "json"}, _answer)
-        titles = [hit["title"] for hit in answer.get("query", {}).get("search", ())]
-        return [title for title in titles if label in _labels(title)][:1] or [label]  # then the wiki may redirect
-    return _collect("mediawiki", labels, search, partial(_page, client, api))
-
-
 def _jats(node, level: int = 1) -> str:
     """The sections of a JATS body as marked text."""
     return "\n\n".join(part for section in node.findall("sec") for part in (
@@ -196,14 +151,11 @@ def _jats(node, level: int = 1) -> str:
 
 def _article(service: pmc.Ncbi, pmcid: str) -> list[Passage]:
     """One article. DataError when its licence or date does not allow it, it is retracted, or is about no label."""
-    article = pmc.from_cloud(service, pmcid) or pmc.from_oa(service, pmcid)
-    stated, day = ", ".join(sorted(pmc.licences_of(article))), pmc.published(article.content)
-    if not stated or not pmc.licences_of(article) <= set(pmc.LICENCES) or day is None or day > pmc.UNTIL:
-        raise DataError(f"licence {stated or 'not stated'}, published {day or 'at an unknown date'}; accepted: "
-                        f"{', '.join(pmc.LICENCES)}, until {pmc.UNTIL}")
+    article = pmc.from_cloud(service, pmcid)
+    licence, day = pmc.accepted(article)
     title = pmc.text(article.content.find(".//article-title"))
     told = "\n\n".join(map(_jats, article.content.iter("body")))
-    return _passages(pmcid, title, f"{title}. {pmcid}, {day.year}. Licence: {stated}.", told)
+    return _passages(pmcid, title, f"{title}. {pmcid}, {day.year}. Licence: {licence}.", told)
 
 
 def pmc_articles(labels: Collection[str], service: pmc.Ncbi) -> Found:
@@ -217,9 +169,7 @@ def pmc_articles(labels: Collection[str], service: pmc.Ncbi) -> Found:
 
 
 def gather(labels: Collection[str], cache: Path, files: Path | None = None, online: bool = False) -> Found:
-    """The embedded pages, a folder of files when given, and with `online` EyeWiki and PubMed Central."""
+    """The embedded pages, a folder of files when given, and with `online` reviews from PubMed Central."""
     parts = [Found(embedded_pages(), []), *([folder(files)] if files else [])]
-    if online:
-        wiki = Client(Path(cache) / "wiki", per_second=1)
-        parts += [mediawiki(labels, wiki), pmc_articles(labels, pmc.ncbi(Path(cache) / "pmc"))]
+    parts += [pmc_articles(labels, pmc.ncbi(Path(cache) / "pmc"))] if online else []
     return Found(*(sum(lists, []) for lists in zip(*parts, strict=True)))

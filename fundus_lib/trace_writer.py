@@ -23,12 +23,9 @@ Quote = namedtuple("Quote", "lead text source asserted denied")  # words of a pa
 
 def write_trace(label: str, modality: str, seen: Collection[str], options=None, *, wording: int = 0) -> str:
     """V(I) = `seen` within the pair's vocabulary, the rule that ties it to the label, the answer.
-
-    Wording 0 is the short one that the small model learns. The others differ in order (findings or rule first, required
-    ones first or by anatomy), depth (four: findings and rule; absent signs; a look-alike; a fact) and words, by wording
-    and item alone. No finding outside V(I) is named but excluded ones, to deny them. A V(I) that does not meet the
-    criteria is told as it is. KeyError when no page covers (label, modality).
-    """
+    Wording 0 is the short one of the small model. The others differ in order, depth (findings and rule; absent signs; a
+    look-alike; a fact) and words, by wording and item alone. Of findings outside V(I) only excluded ones are named, to
+    deny them; a V(I) that misses the criteria is told as it is. KeyError when no page covers (label, modality)."""
     return compose(label, modality, seen, options, wording=wording).text
 
 
@@ -176,13 +173,10 @@ def _row(row, trace: Trace, shown: Collection[str] | None, max_words: int, write
 def _ask(questions: pd.DataFrame, found: Mapping[str, Collection[str]], settings, client, writer: str,
          knowledge: Mapping[tuple, Mapping], image: Callable[[str], bytes] | None = None) -> list[dict]:
     """Rows of a model's replies about the training questions whose label has a vocabulary.
-
     found: record_id -> V(I); knowledge: (label, modality) -> {"text": K, ...}; image: see `free_form`. Else it is text
     alone and three steps, "conditioned on both VFs and K" (Fundus-R1, 3.2.3); the words and temperature 0 are ours. The
-    trace starts at the last <think>; before it a model thought of the task.
-    """
+    trace starts at the last <think>; before it a model thought of the task."""
     from fundus_lib.client import Request
-
     asked, wanted, rows = [], [], []
     for row in questions[questions.split == "train"].itertuples():
         if (row.label, row.modality) in pairs():
@@ -204,12 +198,9 @@ def _ask(questions: pd.DataFrame, found: Mapping[str, Collection[str]], settings
 def build(questions: pd.DataFrame, seen: pd.DataFrame, settings, client=None,
           knowledge: Iterable[Mapping] = ()) -> pd.DataFrame:
     """traces.parquet of the training questions (one column a check, True: passed; kept: all) from findings.parquet.
-
-    settings: the section `traces`; with writer "llm", `client` (fundus_lib.client) is asked about those with a label,
-    given `knowledge` (knowledge.jsonl; else K of the embedded pages). A failed request is a row with its `error`; the
-    next run asks again. A diagnosis without a page gets no trace; where the question has no label, only the length is
-    checked. The wording is the id's hash modulo `wordings`.
-    """
+    settings: the section `traces`; with writer "llm", `client` is asked about those with a label, given `knowledge`
+    (knowledge.jsonl; else K of the embedded pages); a failed request is a row with its `error`. A diagnosis without a
+    page gets no trace; without a label only the length is checked. The wording is the id's hash modulo `wordings`."""
     found, words = seen[seen.kept].groupby("record_id").finding.agg(list).to_dict(), settings.max_words
     known = {pair: acquire(*pair)._asdict() for pair in embedded().pairs}
     known |= {(row["label"], row["modality"]): row for row in knowledge}
@@ -234,11 +225,9 @@ def build(questions: pd.DataFrame, seen: pd.DataFrame, settings, client=None,
 def free_form(questions: pd.DataFrame, seen: pd.DataFrame, settings, client,
               image: Callable[[str], bytes]) -> pd.DataFrame:
     """The baseline of Fundus-R1's Tab. 3 for the training questions with a label and a page, as rows like `build`'s.
-
     Stated: a generic vision model (Qwen3-VL-Plus) writes the trace "directly from the image and label", without VFs and
     K. Our guess: its prompt, temperature 0, and that the same checks apply; V(I) of `seen` is only what they hold the
-    trace against. image(path of a question): its PNG or JPEG bytes; all are held at once, so give it a sample.
-    """
+    trace against. image(path of a question): its PNG or JPEG bytes; all are held at once, so give it a sample."""
     found = seen[seen.kept].groupby("record_id").finding.agg(list).to_dict()
     return pd.DataFrame(_ask(questions, found, settings, client, "free-form", {}, image))
 

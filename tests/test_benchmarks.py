@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from test_questions import ALL, record
 
-from fundus_lib import benchmarks, data, questions, vlmevalkit
+from fundus_lib import benchmarks, data, questions
 
 PNG = base64.b64encode(b"\x89PNG not really").decode()
 
@@ -187,7 +187,7 @@ def test_every_level_of_funbench_comes_back(tmp_path):
 
 def test_too_many_options_keep_every_right_one():
     row = next(LEVELS[LEVELS.level == "L4d"].itertuples())
-    options, letters = vlmevalkit.narrowed(row, 3)
+    options, letters = benchmarks.narrowed(row, 3)
     assert [option["text"] for option in options] == ["u", "v", "z"] and letters == "C"
 
 
@@ -255,33 +255,33 @@ def test_table4_hashes_what_is_asked_in_any_order(written):
 def test_vlmevalkit_and_its_predictions(written, tmp_path):
     folder, root, _ = written
     asked = benchmarks.read_all(folder, root)
-    vlmevalkit.write_vlmevalkit(tmp_path / "ours.tsv", asked, root)
+    benchmarks.write_vlmevalkit(tmp_path / "ours.tsv", asked, root)
     table = pd.read_csv(tmp_path / "ours.tsv", sep="\t", dtype=str)
     assert list(table)[:3] == ["index", "image", "question"] and {"A", "category", "l2-category", "split"} <= set(table)
     assert (table.image.str.len() > 64).sum() == 5 + 7 + 5 and table["index"].is_unique
-    read = vlmevalkit.read_vlmevalkit(tmp_path / "ours.tsv")
+    read = benchmarks.read_vlmevalkit(tmp_path / "ours.tsv")
     for column in ("id", "path", "benchmark", "task", "kind", "question", "options", "answer", "answer_text"):
         assert read[column].fillna("").to_list() == asked[column].fillna("").to_list(), column
     assert read.image[0] == (root / asked.path[0]).read_bytes()
     answers = table.drop(columns="image").assign(prediction="<answer> A </answer>")
     answers.to_csv(tmp_path / "model.tsv", sep="\t", index=False)
-    predicted = vlmevalkit.read_vlmevalkit(tmp_path / "model.tsv")
+    predicted = benchmarks.read_vlmevalkit(tmp_path / "model.tsv")
     assert predicted.id.to_list() == asked.id.to_list() and set(predicted.prediction) == {"<answer> A </answer>"}
     pytest.importorskip("openpyxl", reason="xlsx needs openpyxl")
     answers.assign(prediction=["x" * 32_767, *answers.prediction[1:]]).to_excel(tmp_path / "model.xlsx", index=False)
     with pytest.warns(UserWarning, match="1 predictions fill their cell"):
-        assert vlmevalkit.read_vlmevalkit(tmp_path / "model.xlsx").id.to_list() == asked.id.to_list()
+        assert benchmarks.read_vlmevalkit(tmp_path / "model.xlsx").id.to_list() == asked.id.to_list()
 
 
 def test_a_foreign_vlmevalkit_table(tmp_path):
     (tmp_path / "t.tsv").write_text("index\timage_path\tquestion\tA\tB\tanswer\tcategory\n"
                                     "5\tx.png\tQ?\tu\tv\tb\tcoarse\n6\ty.png\tName it\t\t\tdrusen\tfine\n")
-    read = vlmevalkit.read_vlmevalkit(tmp_path / "t.tsv")
+    read = benchmarks.read_vlmevalkit(tmp_path / "t.tsv")
     assert read[["id", "path", "kind", "answer", "answer_text", "task"]].to_numpy().tolist() == [
         ["5", "x.png", "single", "B", "v", "coarse"], ["6", "y.png", "open", "drusen", "drusen", "fine"]]
     (tmp_path / "t.xlsx").write_bytes(b"PK broken")
     with pytest.raises(data.DataError, match="t.xlsx is not a readable table"):
-        vlmevalkit.read_vlmevalkit(tmp_path / "t.xlsx")
+        benchmarks.read_vlmevalkit(tmp_path / "t.xlsx")
     (tmp_path / "t.tsv").write_text("index\tquestion\tanswer\n5\tQ\tx\n5\tQ\tx\n")
     with pytest.raises(data.DataError, match="has the index 5 twice"):
-        vlmevalkit.read_vlmevalkit(tmp_path / "t.tsv")
+        benchmarks.read_vlmevalkit(tmp_path / "t.tsv")

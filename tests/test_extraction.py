@@ -54,6 +54,16 @@ def test_three_of_five_votes_keep_a_finding(says, tmp_path):
         assert not found.kept["subretinal fluid"] and (found.source == "votes").all()
 
 
+def test_the_ablation_takes_what_was_drawn_and_real_images_have_no_such_thing(tmp_path):
+    perfect = SETTINGS.model_copy(update={"finder": "truth"})
+    arguments = (None, None, pd.DataFrame([record()]), VOCABULARIES, FINDER, tmp_path, perfect, 0)
+    with pytest.raises(ValueError, match="drawn images alone"):
+        extraction.find_findings(*arguments)
+    pd.DataFrame({"path": ["a.png"], "findings": [["subretinal fluid"]]}).to_parquet(tmp_path / "truth.parquet")
+    found = extraction.find_findings(*arguments).set_index("finding")
+    assert found.kept.to_dict() == {"drusen": False, "subretinal fluid": True} and (found.source == "truth").all()
+
+
 def test_masks_decide_what_their_data_set_annotates_and_votes_the_rest(says, tmp_path):
     vocabulary = {"Mild NPDR|CFP": {"required": ["microaneurysm"], "supportive": [],
                                     "excluded": ["hard exudate", "neovascularization"]}}

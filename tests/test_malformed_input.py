@@ -21,7 +21,7 @@ from PIL import Image
 from test_benchmarks import LEVELS, gmai_row, omni_row
 from test_mm_retinal_reason import published
 
-from fundus_lib import benchmarks, data, mm_retinal_reason, runs, vlmevalkit
+from fundus_lib import benchmarks, data, mm_retinal_reason, runs
 from fundus_lib.benchmarks import write_json
 
 # Ways to damage a folder: each returns what changes the one file of that name (or path from the folder on).
@@ -279,7 +279,7 @@ def read_reason(root: Path) -> tuple[set[str], str]:
 
 
 def read_predictions(root: Path) -> tuple[set[str], str]:
-    return set(vlmevalkit.read_vlmevalkit(root / "set/model.tsv").id), ""
+    return set(benchmarks.read_vlmevalkit(root / "set/model.tsv").id), ""
 
 
 READERS = {official: read_benchmarks, reason: read_reason, predictions: read_predictions}  # others: read_sets

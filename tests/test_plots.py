@@ -1,4 +1,4 @@
-"""Figures: every one draws from made-up numbers (uadt_curves in notebook 06), and is the same bytes twice."""
+"""Figures: every one draws from made-up numbers (uadt_lines in notebook 06), and is the same bytes twice."""
 
 import numpy as np
 import pandas as pd
@@ -54,6 +54,9 @@ def figures():
     yield plots.risk_coverage(pd.DataFrame({"setup": "A", "coverage": [0.5, 1.0], "risk": [0.1, 0.2], "low": 0.0,
                                             "high": 0.4}))
     yield plots.reader_disagreement(pd.DataFrame({"setup": ["A", "E"], "ours": [30.0, 60.0], "VLMEvalKit": [40, 60.0]}))
+    yield plots.advantage_bars({"a": ([1, -1], [1.5, -0.5]), "b": ([1, -1], [1, -1])}, "two groups")
+    yield plots.uadt_history(LOGS.assign(**dict.fromkeys([
+        "uadt/uncertainty", "uadt/threshold", "uadt/omega", "uadt/amplified"], 0.5)))
     yield plots.example(IMAGE, pd.Series({"drusen": 1, "hard exudate": 5}), 3, {"query": "What?"}, "a case")
     figure, (ax,) = plots.panels(1, "a diagram", (4, 3))
     plots.diagram(ax, BOXES, [("a", "b", "to")])
@@ -116,6 +119,15 @@ def test_the_same_figure_is_the_same_bytes(tmp_path):
 def test_colours_are_told_apart():
     for palette in (plots.SETUP_COLOURS, plots.MODALITY_COLOURS):
         assert len(set(palette.values())) == len(palette)
+
+
+def test_an_advantage_made_larger_is_told_from_one_made_smaller():
+    figure = plots.advantage_bars({"a": ([-1, 1, 0], [-1.5, 0.5, 0])}, "t")
+    legend, bars = figure.legends[0], figure.axes[0].patches
+    colours = {text.get_text(): patch.get_facecolor()
+               for text, patch in zip(legend.texts, legend.get_patches(), strict=True)}
+    assert [bar.get_facecolor() for bar in bars] == [
+        colours[name] for name in ("made larger", "made smaller", "as before")]
 
 
 def test_training_curves_show_only_what_was_logged():

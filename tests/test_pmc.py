@@ -1,9 +1,7 @@
 """Case reports from PubMed Central: a local server plays NCBI with its faults, and replays recorded answers."""
 
-import io
 import json
 import logging
-import tarfile
 import threading
 import time
 from datetime import date
@@ -13,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from fundus_lib import data, fetching, mm_retinal_reason, pmc
+from fundus_lib import data, mm_retinal_reason, pmc
 
 RECORDED = Path(__file__).parents[2] / "shared" / "knowledge" / "api_fixtures"
 JPEG = b"\xff\xd8\xff drawn"
@@ -51,8 +49,8 @@ def ncbi(tmp_path, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Replay)
     threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     base = f"http://127.0.0.1:{server.server_port}"
-    client = fetching.Client(tmp_path / "cache", per_second=1000, pause=0.001, tries=3)
-    yield pmc.Ncbi(client, f"{base}/eutils", f"{base}/cloud", f"{base}/oa", base), answers, seen
+    client = pmc.Client(tmp_path / "cache", per_second=1000, pause=0.001, tries=3)
+    yield pmc.Ncbi(client, f"{base}/eutils", f"{base}/cloud"), answers, seen
     server.shutdown()
     server.server_close()
 
@@ -86,35 +84,21 @@ def cloud_answers(number: int, article: bytes | list, licence="CC BY", **about) 
                 {"license_code": licence, "media_urls": media} | about).encode()}
 
 
-def package(**files: bytes) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"../../PMC9/{name.replace('__', '.')}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return packed.getvalue()
-
-
 CSC = "Central serous chorioretinopathy after steroids: a case report"
 
 
-def test_from_search_to_records(ncbi, tmp_path):
+def test_from_search_to_records(ncbi, tmp_path, monkeypatch):
     service, answers, seen = ncbi
     answers |= search_answers(CSC, CSC, CSC, CSC, CSC, "Macular hole after retinal detachment", CSC, CSC)
     answers |= cloud_answers(1, [jats()[:300], HTML, jats()]) | cloud_answers(2, jats(), licence="CC BY-NC")
     answers |= cloud_answers(3, jats(year=2025)) | cloud_answers(7, jats(), is_retracted=True)
     answers |= cloud_answers(8, jats(caption="Brain MRI."))
-    empty = b"<ListBucketResult/>"
-    whole = package(a__nxml=jats(), f1__jpg=JPEG, readme__txt=b"-")
-    answers |= {"/cloud/?PMC4.": empty, "/oa?PMC4": b'<OA><error code="idIsNotOpenAccess">not open</error></OA>',
-                "/cloud/?PMC5.": empty, "/oa?PMC5": b'<OA><records><record license="CC BY"><link format="tgz" href="'
-                b'ftp://ftp.ncbi.nlm.nih.gov/p/5.tar.gz"/></record></records></OA>',
-                "/p/5.tar.gz": [whole[:100], whole]}
+    answers |= {"/cloud/?PMC4.": b"<ListBucketResult/>"} | cloud_answers(5, jats())
     problems = pmc.write_complex(tmp_path / "out", service)
     assert {problem.file: problem.reason.split("\n")[0] for problem in problems} == {
         "PMC2": "licence CC BY, CC BY-NC; accepted: CC BY, CC BY-SA, CC0",
-        "PMC3": "published 2025-12-31, the cut-off is 2025-06-20", "PMC4": "the OA service has no package: not open",
+        "PMC3": "published 2025-12-31, the cut-off is 2025-06-20",
+        "PMC4": "the Cloud Service does not have it: not open access",
         "PMC6": "the title names 2 diagnoses that have a label, not 1: 'Macular hole after retinal detachment'",
         "PMC7": "the article is retracted",
         "PMC8": "no figure of its own whose caption names a retinal imaging modality"}
@@ -128,7 +112,9 @@ def test_from_search_to_records(ncbi, tmp_path):
     again = pmc.write_complex(tmp_path / "out", service)
     assert len(seen) == asked and again == problems                                     # a rerun asks for nothing
     assert (tmp_path / "out/complex_reason.json").read_bytes() == before
-    wider = pmc.write_complex(tmp_path / "nc", service, until=date(2026, 1, 1), licences=[*pmc.LICENCES, "CC BY-NC"])
+    monkeypatch.setattr(pmc, "LICENCES", [*pmc.LICENCES, "CC BY-NC"])
+    monkeypatch.setattr(pmc, "UNTIL", date(2026, 1, 1))
+    wider = pmc.write_complex(tmp_path / "nc", service)
     assert {problem.file for problem in wider} == {"PMC4", "PMC6", "PMC7", "PMC8"}
     assert len(seen) == asked + 3                                                       # the search and two pictures
 
@@ -143,20 +129,20 @@ def test_a_refused_article_has_its_reason(ncbi, tmp_path, article, reason):
     service, answers, _ = ncbi
     answers |= cloud_answers(1, article, licence=None)
     with pytest.raises(data.DataError, match=reason):
-        pmc.case(service, "PMC1", CSC, tmp_path, pmc.UNTIL, pmc.LICENCES)
+        pmc.case(service, "PMC1", CSC, tmp_path)
 
 
 def test_at_most_six_images(ncbi, tmp_path):
     service, answers, _ = ncbi
     answers |= cloud_answers(1, jats(extra='<fig><caption><p>OCT</p></caption><graphic xlink:href="f1"/></fig>' * 7))
-    record = pmc.case(service, "PMC1", CSC, tmp_path, pmc.UNTIL, pmc.LICENCES)
+    record = pmc.case(service, "PMC1", CSC, tmp_path)
     assert len(record["image"]) == 6 and record["caption"].split() == ["OCT"] * 6
 
 
 def test_an_incomplete_date_is_taken_at_its_latest():
     dates = (b"<article><pub-date><year>2024</year><month>2</month></pub-date><pub-date><year>2024</year>"
              b"<month>13</month><day>40</day></pub-date></article>")
-    assert pmc.published(fetching.xml(dates, "article")) == date(2024, 2, 29)
+    assert pmc.published(pmc.xml(dates, "article")) == date(2024, 2, 29)
 
 
 def test_the_key_is_in_no_url_log_or_file(ncbi, tmp_path, monkeypatch, caplog):
@@ -164,42 +150,39 @@ def test_the_key_is_in_no_url_log_or_file(ncbi, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("NCBI_API_KEY", "s3cret")
     answers |= search_answers(CSC)
     with caplog.at_level(logging.DEBUG):
-        assert pmc.search(service, "x", pmc.UNTIL) == {"PMC1": CSC}
+        assert pmc.search(service, "x") == {"PMC1": CSC}
     assert [query["api_key"] for _, _, query in seen] == ["s3cret"] * 5 and len(caplog.records) > 0
     assert not any("s3cret" in path for _, path, _ in seen) and "s3cret" not in caplog.text
     assert not any(b"s3cret" in file.read_bytes() for file in (tmp_path / "cache").iterdir())
     assert pmc.ncbi(tmp_path).client.gap == 0.1
     monkeypatch.delenv("NCBI_API_KEY")
-    assert pmc.search(service, "x", pmc.UNTIL) == {"PMC1": CSC} and len(seen) == 5    # same cache without the key
+    assert pmc.search(service, "x") == {"PMC1": CSC} and len(seen) == 5    # same cache without the key
     assert pmc.ncbi(tmp_path).client.gap == 1 / 3
 
 
 def test_a_server_that_stays_down_or_says_no(ncbi):
     service, answers, seen = ncbi
-    answers |= {"/eutils/esearch.fcgi": 500, "/oa": 404}
+    answers |= {"/eutils/esearch.fcgi": 500, "/cloud/": 404}
     with pytest.raises(data.DataError, match=r"esearch.fcgi gives no usable answer: HTTP 500\n  run again later"):
-        pmc.search(service, "x", pmc.UNTIL)
+        pmc.search(service, "x")
     assert len(seen) == 3
     with pytest.raises(data.DataError, match="HTTP 404"):
-        pmc.from_oa(service, "PMC1")
+        pmc.from_cloud(service, "PMC1")
     assert len(seen) == 4                                              # a refusal is not asked twice
     gone = pmc.Ncbi(service.client, eutils="http://127.0.0.1:9/none")
     with pytest.raises(data.DataError, match="no usable answer: ConnectionError"):
-        pmc.search(gone, "x", pmc.UNTIL)
+        pmc.search(gone, "x")
     answers["/eutils/esearch.fcgi"] = b"<eSearchResult><Count>9</Count><Id>1</Id></eSearchResult>"
     with pytest.raises(data.DataError, match="counts 9 articles and lists 1"):
-        pmc.search(service, "x", pmc.UNTIL)
-    answers["/oa"] = b'<OA><record><link format="tgz" href="http://elsewhere.org/a.tgz"/></record></OA>'
-    with pytest.raises(data.DataError, match="unknown server: http://elsewhere"):
-        pmc.from_oa(service, "PMC2")
+        pmc.search(service, "x")
 
 
 def test_requests_wait_their_turn(ncbi, tmp_path):
     service, answers, _ = ncbi
-    answers["/oa"] = b"<OA/>"
-    client, times = fetching.Client(tmp_path / "slow", per_second=20), []
+    answers["/cloud/"] = b"<a/>"
+    client, times = pmc.Client(tmp_path / "slow", per_second=20), []
     for i in range(4):
-        client.get(service.oa, {"id": i}, bytes)
+        client.get(f"{service.cloud}/", {"id": i}, bytes)
         times.append(time.monotonic())
     assert times[3] - times[0] >= 0.14 and client.requests == 4
 
@@ -210,19 +193,19 @@ def test_recorded_answers(ncbi, tmp_path):
     recorded = {name: (RECORDED / "entrez" / f"{name}.xml").read_bytes()
                 for name in ("esearch5", "esearch8", "esummary1", "esummary8")}
     answers |= {"/eutils/esearch.fcgi": recorded["esearch5"], "/eutils/esummary.fcgi": recorded["esummary1"]}
-    titles = pmc.search(service, "recorded", pmc.UNTIL)
+    titles = pmc.search(service, "recorded")
     assert titles["PMC11850928"] == "Zirconium granuloma following treatment of rhus dermatitis."
     answers["/eutils/esearch.fcgi"] = recorded["esearch8"]
-    assert pmc.search(service, "nothing", pmc.UNTIL) == {}
+    assert pmc.search(service, "nothing") == {}
     with pytest.raises(data.DataError, match="Neither query_key nor id specified"):
-        fetching.xml(recorded["esummary8"], "eSummaryResult")
+        pmc.xml(recorded["esummary8"], "eSummaryResult")
     found = {}
     for number, file in enumerate(sorted((RECORDED / "pmc_jats").iterdir()), start=1):
         answers |= cloud_answers(number, file.read_bytes(), licence=None)
         article = pmc.from_cloud(service, f"PMC{number}")
         found[file.name] = (sorted(pmc.licences_of(article)), pmc.published(article.content).isoformat())
         with pytest.raises(data.DataError, match="licence|no figure"):
-            pmc.case(service, f"PMC{number}", CSC, tmp_path, pmc.UNTIL, pmc.LICENCES)
+            pmc.case(service, f"PMC{number}", CSC, tmp_path)
     assert found["journal.pone.0152025.xml"] == (["CC BY"], "2016-03-24")
     assert found["ehp-116-1694.nxml"] == (["public domain"], "2008-08-01") and found["pntd.0002065.nxml"][0] == []
     assert len(found) == 12

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fundus_lib import predictions, vlmevalkit
+from fundus_lib import benchmarks, predictions
 from fundus_lib.data import DataError
 from fundus_lib.mm_retinal_reason import read_mm_retinal_reason
 from fundus_lib.questions import as_options, prompt
@@ -30,7 +30,7 @@ def questions(tmp_path):
 
 def vlm(tmp_path, questions, suffix):
     """What VLMEvalKit makes of our table: it repeats the columns without the image and adds its prediction."""
-    vlmevalkit.write_vlmevalkit(tmp_path / "ours.tsv", questions, tmp_path)
+    benchmarks.write_vlmevalkit(tmp_path / "ours.tsv", questions, tmp_path)
     table = pd.read_csv(tmp_path / "ours.tsv", sep="\t", dtype=str).drop(columns="image").assign(prediction=SAID)
     file = tmp_path / f"model_ours{suffix}"
     table.to_csv(file, sep="\t", index=False) if suffix == ".tsv" else table.to_excel(file, index=False)

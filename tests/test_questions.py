@@ -12,8 +12,8 @@ from PIL import Image
 from fundus_lib import questions
 from fundus_lib.data import DataError
 from fundus_lib.data.catalogue import catalogue
-from fundus_lib.data.idrid import GRADES
 from fundus_lib.lexicon import reference
+from fundus_lib.questions import GRADES
 
 SHARES = ("modality_share", "laterality_share", "lesion_share", "mask_share", "open_share")
 EVERY, NONE = SimpleNamespace(**dict.fromkeys(SHARES, 1.0)), SimpleNamespace(**dict.fromkeys(SHARES, 0.0))

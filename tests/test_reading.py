@@ -25,11 +25,12 @@ def read(page: str) -> tuple[str, set[str]]:
 
 
 def toy(weight: float):  # of 2 x 3 patches the last one decides, by the spread of its red
-    def processor(images, text, return_tensors=None):
+    def processor(images, text, **_):
         red = torch.tensor([np.asarray(image)[20:, 40:, 0].std() for (image,) in images])
-        return BatchFeature({"input_ids": torch.tensor([[0, 1][:1 + ("yes" in one)] for one in text]), "red": red})
+        ids = torch.tensor([[0, 1][:1 + ("yes" in one)] for one in text])
+        return BatchFeature({"input_ids": ids, "attention_mask": torch.ones_like(ids), "red": red})
 
-    def model(input_ids, red, logits_to_keep):
+    def model(input_ids, attention_mask, red, logits_to_keep):
         return SimpleNamespace(logits=torch.stack([torch.zeros(len(red)), weight * red], 1)[:, None].expand(-1, 2, -1))
 
     processor.apply_chat_template, model.device = lambda *_, **__: "asked: ", "cpu"
@@ -88,10 +89,14 @@ def test_the_text_is_kept_and_nothing_in_it_is_markup(trace):
 
 def test_pages_show_rewards_answers_and_reasons_and_run_no_script(images):
     bad, own, picture = "<script>x</script> drusen & PDR", {"div", "span", "b"}, Image.open(images[0])
-    rows = pd.DataFrame({"image": [picture] * 2, "prompt": bad, "findings": [SEEN] * 2, "modality": "CFP", "trace": bad,
-                         "advantage": [0.7, -0.7], "answer_reward": 1, "process_reward": [0.5, None]})
+    rows = pd.DataFrame({"image": [picture] * 2, "prompt": bad, "findings": [SEEN] * 2, "modality": "CFP", "text": bad,
+                         "advantage": [0.7, -0.7], "answer_reward": 1, "process_reward": [0.5, None],
+                         "judgement": ["tenuous", None], "objections": ["<b>", ""]})
     (text, tags), sources = read(page := reading.rollout_html(rows)), re.findall(r'src="([^"]*)', page)
-    assert "advantage +0.70answer 1, process 0.5" in text and "process none" in text and text.count(bad) == 3
+    assert "advantage +0.70answer 1, process 0.5; tenuous; <b>" in text and "process none" in text
+    assert text.count(bad) == 3
+    shaped = read(reading.rollout_html(rows.assign(shaped_advantage=0.9, uncertainty=0.25, omega=-0.4)))[0]
+    assert "advantage +0.70, shaped advantage +0.90, uncertainty 0.25, omega -0.40answer" in shaped
     assert tags == own | {"img", "table", "tr", "td", "br"} and [s[:15] for s in sources] == ["data:image/jpeg"]
     case = SimpleNamespace(image=picture, question=bad, options=OPTIONS, kind="single", answer="C", answer_text="PDR")
     figure, page = reading.case_page(case, f"<answer>{bad}</answer>", SEEN, "CFP", np.eye(2), {"scar": np.eye(48) > 0})

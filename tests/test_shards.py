@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from fundus_lib import settings
-from fundus_lib.shards import map_shards, plan, shard_of
+from fundus_lib.shards import map_shards, shard_of
 
 CUT = settings.load("smoke").shards.model_copy(update={"count": 20})
 TABLE = pd.DataFrame({"id": [f"eye {n}" for n in range(100)], "number": range(100)})
@@ -88,11 +88,3 @@ def test_ray_gives_the_same_rows(tmp_path):
     cut = CUT.model_copy(update={"count": 3})
     there = map_shards(work, TABLE, tmp_path / "cluster", cut.model_copy(update={"engine": "ray"}))
     pd.testing.assert_frame_equal(there, map_shards(work, TABLE, tmp_path / "here", cut))
-
-
-def test_the_plan_is_arithmetic():
-    """2 images, 5 rollouts, 100 tokens read at 100 a second, 10 written at 10 a second: 2 + 10 s, or 10 + 10 s."""
-    table = plan(images=2, rollouts=5, prompt_tokens=100, answer_tokens=10, read_per_second=100, written_per_second=10,
-                 price_in=1e6, price_out=2e6)
-    assert table["requests"].to_list() == [2, 10] and (table["GPU-hours"] * 3600).round(6).to_list() == [12, 20]
-    assert table["cost"].to_list() == [200 + 200, 1000 + 200]

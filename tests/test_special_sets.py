@@ -11,7 +11,7 @@ from miniatures import BLUE, GREEN, RED, YELLOW, deepdrid, grape, metaimage, mmc
 from PIL import Image
 
 from fundus_lib import data, lexicon
-from fundus_lib.data import catalogue, photographs, readers, scans
+from fundus_lib.data import catalogue, readers, special
 from fundus_lib.data.records import DataError, codes, read_mask
 
 ODIR, DEEPDRID, MMC, OIMHS, RETOUCH, GRAPE = "OIA-ODIR", "DeepDRiD", "MMC-AMD", "OIMHS", "RETOUCH", "GRAPE"
@@ -72,7 +72,7 @@ def test_odir_every_row_of_the_real_tables_is_a_record_or_a_problem(tmp_path, na
     (tmp_path / "Training Images").mkdir()
     shutil.copy(file, tmp_path / sheet)
     eyes = {Path(eye).stem: Path(eye) for eye in [*table["Left-Fundus"], *table["Right-Fundus"]]}
-    monkeypatch.setattr(photographs, "pictures", lambda folder: eyes)
+    monkeypatch.setattr(special, "pictures", lambda folder: eyes)
     records, problems = readers.read(catalogue()[ODIR], tmp_path)
     assert len(table) == (302 if name.endswith("xlsx") else 6392)
     assert len(records) + len(problems) == len(eyes) == 2 * table["ID"].nunique()
@@ -98,7 +98,7 @@ def test_odir_agrees_with_a_table_that_others_labelled_by_eye():
     words = {row[f"{side}-Fundus"]: row[f"{side}-Diagnostic Keywords"]
              for row in table.to_dict("records") for side in ("Left", "Right")}
     others = pd.read_csv(LABELS / "ODIR-5K/JordiCorbilla_odir.csv").set_index("ID")
-    same = [set(compress("NDGCAHMO", row[:8])) == photographs.letters_of(words[eye])
+    same = [set(compress("NDGCAHMO", row[:8])) == special.letters_of(words[eye])
             for eye, row in zip(others.index, others.to_numpy(), strict=True) if eye in words]
     assert (sum(same), len(same)) == (6448, 6449)
 
@@ -128,7 +128,7 @@ def test_deepdrid_real_rows(tmp_path, part, left_out, rows, monkeypatch):
     (folder / "Images").mkdir(parents=True)
     shutil.copy(file, folder / f"{part}-training.csv")
     names = pd.read_csv(file)["image_id"]
-    monkeypatch.setattr(photographs, "pictures", lambda folder: {name: Path(name) for name in names})
+    monkeypatch.setattr(special, "pictures", lambda folder: {name: Path(name) for name in names})
     records, problems = readers.read(catalogue()[DEEPDRID], tmp_path)
     assert len(records) == rows - left_out
     assert sum("5 = ungradable" in problem.reason for problem in problems) == left_out
@@ -159,7 +159,7 @@ def test_oimhs_halves_are_unpacked_once_and_again_when_the_picture_changed(tmp_p
     assert [record.labels for record in records.values()] == [
         (), ("Macular hole", "intraretinal fluid"), ("Macular hole",)]
     both = records["OIMHS-7-12"]
-    assert both.patient == "7" and [finding for finding, _ in both.masks] == list(scans.COLORS)
+    assert both.patient == "7" and [finding for finding, _ in both.masks] == list(special.COLORS)
     hole = read_mask(both.masks[0][1])
     assert hole.shape == (512, 512) and hole.sum() == 100 and hole[100:110, 40:50].all()  # the third square
     assert Image.open(both.path).size == (512, 512) and both.path.is_relative_to(cache)
@@ -189,9 +189,9 @@ def test_retouch_slices_are_eight_bit_and_carry_their_fluids(tmp_path, cache):
 
 def test_metaimage_local_data_and_the_other_byte_order(tmp_path):
     values = np.arange(6, dtype=np.uint16).reshape(1, 2, 3)
-    assert np.array_equal(scans.open_volume(metaimage(tmp_path / "a.mha", values, local=True)), values)
+    assert np.array_equal(special.open_volume(metaimage(tmp_path / "a.mha", values, local=True)), values)
     swapped = metaimage(tmp_path / "b.mhd", values, BinaryDataByteOrderMSB="True")
-    assert scans.open_volume(swapped)[0, 0].tolist() == [0, 256, 512]
+    assert special.open_volume(swapped)[0, 0].tolist() == [0, 256, 512]
 
 
 def test_grape_photographs_of_both_sheets_once(tmp_path):

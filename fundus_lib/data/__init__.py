@@ -1,9 +1,4 @@
-"""Fundus public data sets as one table: what lies on disk after unpacking is read, problems keep their reasons.
-
-    load_dataset("IDRiD", folder)   one data set as datasets.Dataset, pictures unopened
-    read_downloads(folder)          every known data set below a folder: records, problems
-    status(folder)                  what of the catalogue is there, and how to get the rest
-"""
+"""Fundus public data sets as one table: what lies on disk after unpacking is read, problems keep their reasons."""
 
 import difflib
 import warnings
@@ -35,14 +30,10 @@ FEW = 1000  # images that one process hashes about as soon as others have starte
 
 def load_dataset(name: str, root: str | Path) -> "datasets.Dataset":
     """Every readable labelled image of one data set; `root` is the unpacked download or a folder that holds it.
-
-    Columns: id, image, modality, dataset, labels, split, patient, masks (finding, path). An image is checked by its
-    first and last bytes and opened when asked for. What is broken is left out with a warning. Raises ValueError for an
-    unknown name, FileNotFoundError when nothing of the data set is there, DataError when it is there twice, its label
-    file is not the official one, or its layout is not known.
-    """
+    Columns: id, image, modality, dataset, labels, split, patient, masks (finding, path). Images are checked by their
+    first and last bytes; what is broken is left out with a warning. Raises ValueError for an unknown name,
+    FileNotFoundError when nothing is there, DataError when it is there twice or not as published."""
     import datasets
-
     if name not in catalogue():
         near = difflib.get_close_matches(name, catalogue(), n=1, cutoff=0.4)
         raise ValueError(f"no data set {name!r} in the catalogue{f'; did you mean {near[0]!r}?' if near else ''}\n"
@@ -94,9 +85,7 @@ def whole(entry: DataSet, home: Path) -> tuple[list[Record], list[Problem]]:
 
 def everything(inside: Inside) -> Iterator[tuple[str, Path, str | None, list[Record], list[Problem]]]:
     """(name, home, camera, records, problems) of what lies at most three folders below a root, no picture decoded.
-
-    The camera, clinic or screening, is the first folder below the root in the embedded world.
-    """
+    The camera, clinic or screening, is the first folder below the root in the embedded world."""
     seen = set()
     for name, home in [(name, home) for name, entry in catalogue().items() for home in find(entry, inside)]:
         camera = next((part for part in home.relative_to(inside.root).parts[:1] if part in CAMERAS), None)
@@ -111,9 +100,7 @@ def everything(inside: Inside) -> Iterator[tuple[str, Path, str | None, list[Rec
 
 def status(root: str | Path) -> pd.DataFrame:
     """One row a data set of the catalogue: dataset, found, images, labelled, masks, problems, where.
-
-    where: its folders; or what was looked for and how to get it. Raises FileNotFoundError when `root` is no folder.
-    """
+    where: its folders; or what was looked for and how to get it. Raises FileNotFoundError when `root` is no folder."""
     inside, found = Inside(root), {}
     for name, home, _, records, problems in everything(inside):
         numbers = [len(records), sum(bool(record.labels) for record in records),
@@ -144,13 +131,9 @@ def hashed(files: list[Path], workers: int | None) -> list[tuple[str, str] | str
 
 
 def read_downloads(root: str | Path, workers: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every known data set at most three folders below `root` as (records, problems).
-
+    """Every known data set at most three folders below `root` as (records, problems: dataset, file, row, reason).
     records: id, path, dataset, modality, labels, split, patient, masks, laterality, sha256, phash, camera, group; paths
-    are relative to `root`, of unpacked slices absolute. Copies of one photograph share their masks; where only some of
-    them carry a diagnosis, the others' labels are empty. problems: dataset, file, row, reason. Raises FileNotFoundError
-    when nothing is there.
-    """
+    are relative to `root`, of unpacked slices absolute. For copies see `share`. FileNotFoundError: nothing is there."""
     inside, problems, found, rows = Inside(root), [], [], []
     root = inside.root
     for _, _, camera, records, wrong in everything(inside):
@@ -188,9 +171,7 @@ def placed(record: Record, root: Path | None, camera: str | None) -> dict:
 
 def share(records: pd.DataFrame) -> pd.DataFrame:
     """Add `group`; copies of one photograph get its masks, and copies without a diagnosis lose their labels.
-
-    Neighbouring B-scans of a patient look alike: they are no copies.
-    """
+    Neighbouring B-scans of a patient look alike: they are no copies."""
     masks, labels = records["masks"].to_list(), records["labels"].to_list()
     diagnosed = [not set(row.labels) <= set(ANNOTATED.get(row.dataset, ())) for row in records.itertuples()]
     patients = records["dataset"].where(records["patient"].notna()).str.cat(records["patient"]).to_numpy()

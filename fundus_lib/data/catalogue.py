@@ -134,11 +134,8 @@ def catalogue() -> dict[str, DataSet]:
 
 
 def table2(records: pd.DataFrame) -> pd.DataFrame:
-    """Fundus-R1's Table 2 from the records of read_downloads; the published numbers and the rule beside them.
-
-    samples: images with a diagnosis or grade (all of them where the task is segmentation). pixel_labelled: images with
-    a lesion's mask; copies of one photograph, which share their masks, count once.
-    """
+    """Fundus-R1's Table 2 from the records of read_downloads; published numbers and rule beside. samples:
+    images with a diagnosis or grade (all for segmentation). pixel_labelled: images with lesion masks, copies once."""
     rows = []
     for entry in (entry for entry in catalogue().values() if entry.counts.table2):
         paper, here = entry.counts.table2, records[records["dataset"] == entry.name]

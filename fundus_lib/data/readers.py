@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fundus_lib.data import photographs, scans
 from fundus_lib.data import records as disk
+from fundus_lib.data import special
 from fundus_lib.data.catalogue import DataSet, LabelTable, Masks
 from fundus_lib.data.records import DataError, Problem, Record, plain
 
@@ -25,9 +25,7 @@ Key = tuple[str, str]  # split ("" where names do not restart in every split) an
 
 class Inside(dict):
     """Folder -> {plain lower-case name of what is in it: its path}, each listed once. folders: the possible homes.
-
-    Raises FileNotFoundError when `root` is no folder.
-    """
+    Raises FileNotFoundError when `root` is no folder."""
 
     def __init__(self, root: str | Path):
         if not Path(root).is_dir():
@@ -65,9 +63,7 @@ def find(entry: DataSet, inside: Inside) -> list[Path]:
 
 def walk(folder: str, start: str = "") -> Iterator[tuple[str, str]]:
     """(path from the first folder on, as the archive meant it; the path on disk) of every file, in order.
-
-    A link to a folder above is not followed: what lies there is read anyway.
-    """
+    A link to a folder above is not followed: what lies there is read anyway."""
     with os.scandir(folder) as entries:
         inside = sorted(entries, key=lambda entry: entry.name)
     for entry in inside:
@@ -97,11 +93,9 @@ def several(entry: DataSet, file: str | Path, what: str, keys: set[Key]) -> list
 
 def read(entry: DataSet, home: Path) -> tuple[list[Record], list[Problem]]:
     """Every labelled picture of the data set at `home`, and what was left out and why; only masks are decoded.
-
-    Raises DataError when a label file is not the official one.
-    """
+    Raises DataError when a label file is not the official one."""
     if entry.reader != "files":
-        return (getattr(photographs, entry.reader, None) or getattr(scans, entry.reader))(entry, home)
+        return getattr(special, entry.reader)(entry, home)
     files = dict(walk(str(home)))
     images, found, problems = sort_files(entry, files)
     masks, wrong = read_masks(entry, home, found, images)
@@ -260,5 +254,5 @@ def cleaned(entry: DataSet, home: Path, file: Path, value: str | int) -> Path:
                 values = np.asarray(image.convert("L"))
         except disk.UNREADABLE as error:
             raise DataError(f"{file} is not a readable mask: {error}") from None
-        scans.write(clean, Image.fromarray(values == (0 if value == "zero" else value)), {})
+        special.write(clean, Image.fromarray(values == (0 if value == "zero" else value)), {})
     return clean

@@ -28,7 +28,6 @@ class DataError(ValueError):
 
 class Record(NamedTuple):
     """One labelled image, its files as absolute paths."""
-
     id: str
     path: Path
     dataset: str
@@ -42,7 +41,6 @@ class Record(NamedTuple):
 
 class Problem(NamedTuple):
     """Something left out, or contradicting itself. `row` counts the header of a label file as row 1."""
-
     dataset: str
     file: str | Path
     row: int | None
@@ -63,10 +61,7 @@ def plain(name: str) -> str:
 
 
 def folders(root: Path, depth: int) -> list[Path]:
-    """`root` and the folders below it down to `depth`, in order, without hidden ones and macOS leftovers.
-
-    Raises DataError for a folder that may not be read.
-    """
+    """`root` and the folders below it down to `depth`, in order, none hidden. DataError: one may not be read."""
     try:
         inside = [entry for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(HIDDEN)]
     except PermissionError:
@@ -92,10 +87,8 @@ def pictures(folder: Path | None) -> dict[str, Path]:
 def read_table(file: Path, columns: list[str], separator: str = ",", header: int | None = 0,
                sheet: int | str = 0) -> pd.DataFrame:
     """A CSV, TSV or XLSX as text, indexed by row (the first is row 1), without BOM, outer blanks and empty rows.
-
     Without a header (None) the columns are called "0", "1"... Raises DataError when it is no table or one of `columns`
-    is missing or there twice.
-    """
+    is missing or there twice."""
     how = {"header": header, "dtype": str, "keep_default_na": False}
     try:
         if file.suffix.lower() in (".xlsx", ".xls"):
@@ -124,15 +117,11 @@ def read_table(file: Path, columns: list[str], separator: str = ",", header: int
 
 def fingerprint(picture: Path | bytes) -> tuple[str, str]:
     """(sha256 of a picture file, perceptual hash of what it shows) in hex. Raises DataError when it cannot be decoded.
-
-    The perceptual hash is imagehash.phash with 16 x 16 bits on the middle of the picture after slow changes of
-    brightness are removed. The usual 8 x 8 bits of the whole picture see little more than the bright disc of a fundus
-    photograph: different IDRiD eyes come out at distance 0. Dark margins of a photograph are cut off first, as coarsely
-    as a sixteenth of the frame, so that a smaller copy is cut alike; B-scans and angiograms, which are gray, keep
-    their frame. splits.py has the distances measured.
-    """
+    The perceptual hash is imagehash.phash with 16 x 16 bits on the middle of the picture without slow changes of
+    brightness: with the usual 8 x 8 bits of the whole picture different IDRiD eyes come out at distance 0. Dark margins
+    of a photograph (not of gray pictures) are cut first, by sixteenths of the frame, so that a smaller copy is cut
+    alike. splits.py has the distances measured."""
     import imagehash
-
     try:
         content = picture if isinstance(picture, bytes) else picture.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
@@ -153,10 +142,8 @@ def fingerprint(picture: Path | bytes) -> tuple[str, str]:
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """A lesion mask as bool (height, width), saved as palette, gray or color (IDRiD_81_EX is RGBA): any value but 0.
-
-    Alpha says nothing about the lesion. Raises DataError when it cannot be decoded.
-    """
+    """A lesion mask as bool (height, width): any value but 0 of palette, gray or color; alpha (IDRiD_81_EX) does not
+    count. DataError when it cannot be decoded."""
     try:
         with Image.open(file) as image:
             values = np.atleast_3d(np.asarray(image))
@@ -176,9 +163,7 @@ def same_shape(mask: np.ndarray, file: Path) -> bool:
 
 def check_whole(path: str | Path) -> None:
     """Look at the first and last bytes of a picture only. Raises DataError when it is empty, cut or none at all.
-
-    A picture whose end marker is missing (bytes may follow it) or that has none is decoded, and 16-bit PNG.
-    """
+    What has no end marker, or bytes behind it, is decoded, and 16-bit PNG."""
     try:
         os.fspath(path).encode()
         with open(path, "rb", buffering=0) as file:
@@ -213,10 +198,7 @@ def unpacked(name: str, home: Path) -> Path:
 
 
 def image_path(root: Path, path: str) -> Path:
-    """The file that a record's or a benchmark's `path` means: below `root`, or unpacked in the cache folder.
-
-    Raises DataError when it would be anywhere else.
-    """
+    """The file that a record's or a benchmark's `path` means, below `root` or in the cache folder; else DataError."""
     root = Path(os.path.abspath(root))
     file = Path(os.path.normpath(root / str(path).replace("\\", "/")))
     if not {root, cache_folder()} & set(file.parents):

@@ -1,9 +1,7 @@
 """Which images show the same photograph, eye or patient, and splits that none of them crosses.
 
-Distances between perceptual hashes (256 bits), measured on IDRiD: the 57 photographs that parts A and B share differ in
-at most 10 bits, two further pairs, repeat shots of one eye, in 22 and 38, all other pairs of its 479 images in 48 or
-more.
-"""
+Distances of perceptual hashes (256 bits), measured on IDRiD: the 57 photographs that parts A and B share differ in at
+most 10 bits, two repeat shots of one eye in 22 and 38, all other pairs of its 479 images in 48 or more."""
 
 import random
 from collections.abc import Sequence
@@ -19,10 +17,7 @@ SPLITS = ("train", "val", "test")
 
 def near(a: Sequence[str], b: Sequence[str], limit: int) -> pd.DataFrame:
     """Pairs of hashes (hex) that differ in at most `limit` bits: positions a, b, distance.
-
-    With bits as +1 and -1 the distance is (bits - dot product) / 2, so that one matrix product compares 4,096 hashes
-    with 4,096 others: about 11 ns a pair on one core, three minutes for 170,000 images against 100,000.
-    """
+    With bits as +1 and -1 it is (bits - dot product) / 2: a matrix product compares BLOCK x BLOCK pairs, 11 ns each."""
     if not (len(a) and len(b)):
         return pd.DataFrame(columns=["a", "b", "distance"], dtype=int)
     signs = [np.unpackbits(np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8)).reshape(len(hashes), -1)
@@ -51,7 +46,6 @@ def groups(records: pd.DataFrame) -> np.ndarray:
     """A number per row; rows chained by the same photograph, eye or patient have the same one."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
-
     pairs = close_pairs(records, SAME_EYE)
     known = np.flatnonzero(records["patient"].notna())
     patient = records.groupby(["dataset", "camera", "patient"], dropna=False).ngroup().to_numpy()[known]
@@ -77,9 +71,7 @@ def drop_conflicts(records: pd.DataFrame) -> pd.DataFrame:
 
 def leakage(records: pd.DataFrame) -> pd.DataFrame:
     """Groups that lie in two splits, one row each: group, id_a, id_b, split_a, split_b, kind, distance (bits).
-
-    a and b are the group's first images in either split; kind is what they share: file | photograph | eye | patient.
-    """
+    a and b are the group's first images in either split; kind is what they share: file | photograph | eye | patient."""
     first = records.drop_duplicates(["group", "split"])[["group", "id", "split", "sha256", "phash"]]
     pairs = first.merge(first, on="group", suffixes=("_a", "_b"))
     pairs = pairs[pairs["split_a"] < pairs["split_b"]].reset_index(drop=True)
@@ -91,10 +83,7 @@ def leakage(records: pd.DataFrame) -> pd.DataFrame:
 
 def overlap(records: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     """Records that a benchmark shows, too: id, dataset, split, benchmark, path, kind, distance in bits.
-
-    images: one row a benchmark image (benchmark, path, sha256, phash), whose patient is unknown. kind: what they share,
-    file | photograph | eye.
-    """
+    images: one row a benchmark image: benchmark, path, sha256, phash. kind: they share file | photograph | eye."""
     pairs = near(records["phash"].to_list(), images["phash"].to_list(), SAME_EYE)
     ours, theirs = records.iloc[pairs["a"]], images.iloc[pairs["b"]]
     same = ours["sha256"].to_numpy() == theirs["sha256"].to_numpy()
@@ -106,10 +95,8 @@ def overlap(records: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def threshold_table(distances: Sequence[int], copies: Sequence[bool], limits: Sequence[int]) -> pd.DataFrame:
-    """What calling every pair within a limit "the same" would find: limit, found, false, precision, recall.
-
-    distances: bits of every pair; copies: whether it is known to be a pair of copies.
-    """
+    """What calling every pair within a limit "the same" would find: limit, found, false, precision, recall; of
+    distances (bits) of pairs that are known to be copies or not."""
     distances, copies = np.asarray(distances), np.asarray(copies, bool)
     rows = [(limit, int((near := distances <= limit)[copies].sum()), int(near[~copies].sum())) for limit in limits]
     table = pd.DataFrame(rows, columns=["limit", "found", "false"])
@@ -119,11 +106,8 @@ def threshold_table(distances: Sequence[int], copies: Sequence[bool], limits: Se
 
 def hold_out(records: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
     """The records with final splits: no group (photograph, eye, patient) on two sides.
-
     Labels without published test images give `fraction` of theirs, by whole groups drawn with `seed`; published test
-    images stay. What shares a group with a test image leaves the training images: those rows are dropped (`leakage` of
-    the records as read lists them). A copy without labels goes where its labelled twin is.
-    """
+    images stay, and what shares a group with one is dropped. A copy without labels goes where its labelled twin is."""
     labelled = records["labels"].map(len) > 0
     rank = records["split"].map(SPLITS.index).where(labelled, -1)
     stratum = records["dataset"] + "/" + records["camera"].fillna("") + "/" + records["labels"].str[0].fillna("")

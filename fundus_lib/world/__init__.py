@@ -11,12 +11,9 @@ __all__ = ["FINDINGS", "Drawing", "draw", "random_findings", "sample_findings"]
 
 def draw(rng, modality: str, findings, *, camera: str, height: int = 384, difficulty: float = 0.0) -> Drawing:
     """Draw one eye that shows `findings` and no other lesion.
-
-    rng: numpy Generator, the only source of chance. camera: "clinic", "screening" or "any". Sizes are in mm on the
-    retina, so that one description draws at any height (pixels). difficulty: 0..1, how much paler and smaller the
-    lesions of a photograph are (CFP, UWF). Raises ValueError for a finding that the modality does not draw, or for a
-    normal finding beside a lesion that contradicts it.
-    """
+    rng: the only source of chance. camera: "clinic", "screening" or "any". height: pixels (sizes are in mm on the
+    retina). difficulty: 0..1, how much paler and smaller the lesions of a photograph are (CFP, UWF). Raises ValueError
+    for a finding that the modality does not draw, or a normal one that a lesion contradicts."""
     whole = complete(set(findings) & set(LESIONS[modality]), modality)
     if wrong := set(findings) - whole:
         raise ValueError(f"{sorted(wrong)}: not drawn in {modality}, or contradicted by a lesion of {sorted(findings)}")

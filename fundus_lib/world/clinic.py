@@ -56,9 +56,7 @@ def sample_findings(rng, label: str, modality: str) -> frozenset[str]:
 
 def random_findings(rng, modality: str) -> frozenset[str]:
     """Findings without regard to any disease, normal ones included: what perception is trained on.
-
-    One eye in eight is quiet. Else every lesion is drawn on its own, and of an exclusive group one stays.
-    """
+    One eye in eight is quiet. Else every lesion is drawn on its own, and of an exclusive group one stays."""
     if rng.random() < 0.125:
         return complete((), modality)
     found = {lesion for lesion in LESIONS[modality] if rng.random() < _KNOWN["often"][modality].get(lesion, 0.1)}

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from fundus_lib.world import draw
 from fundus_lib.world.clinic import BLOOD, COTTON, HARD, LESIONS, MICRO, complete, sample_findings, table
-from fundus_lib.world.scene import Drawing
 
 MASKS = {MICRO: ("1. Microaneurysms", "MA"), BLOOD: ("2. Haemorrhages", "HE"), HARD: ("3. Hard Exudates", "EX"),
          COTTON: ("4. Soft Exudates", "SE"), "optic disc": ("5. Optic Disc", "OD")}
@@ -22,7 +21,6 @@ MASKS = {MICRO: ("1. Microaneurysms", "MA"), BLOOD: ("2. Haemorrhages", "HE"), H
 
 class Layout(NamedTuple):
     """One data set in one modality; the head of references/world/layouts.yaml explains the fields."""
-
     dataset: str
     modality: str
     splits: dict[str, str]
@@ -37,21 +35,14 @@ class Layout(NamedTuple):
 LAYOUTS = tuple(Layout(**entry) for entry in table("layouts"))
 
 
-def cells(train: int, test: int) -> list[tuple[str, Layout, str, int]]:
-    """(camera, layout, split, images a label): a third as many for validation, all in one where no split is published.
-
-    The screening camera only takes test images.
-    """
-    counts = {"train": train, "val": -(-test // 3), "test": test}
-    clinic = [("clinic", layout, split, train + test // 2 if len(layout.splits) == 1 else counts[split])
-              for layout in LAYOUTS for split in layout.splits]
-    return clinic + [("screening", layout, list(layout.splits)[-1], test) for layout in LAYOUTS if layout.screened]
-
-
 def plan(train: int, test: int, masked_share: float) -> list[dict]:
-    """One row an image: where it goes and what it is. A patient has one label and stays in one camera and split."""
-    rows = []
-    for cell, (camera, layout, split, count) in enumerate(cells(train, test)):
+    """One row an image: where it goes and what it is. A patient has one label and stays in one camera and split. Images
+    a label: a third of `test` for validation, all in one where no split is published; screening takes test images."""
+    rows, counts = [], {"train": train, "val": -(-test // 3), "test": test}
+    cells = [("clinic", layout, split, train + test // 2 if len(layout.splits) == 1 else counts[split])
+             for layout in LAYOUTS for split in layout.splits]
+    cells += [("screening", layout, list(layout.splits)[-1], test) for layout in LAYOUTS if layout.screened]
+    for cell, (camera, layout, split, count) in enumerate(cells):
         part_a = 0  # number of the photograph in part A of IDRiD, whose images have masks
         for which, (label, code) in enumerate(layout.codes.items()):
             unseen = label in layout.unseen
@@ -69,17 +60,6 @@ def plan(train: int, test: int, masked_share: float) -> list[dict]:
     return rows
 
 
-def draw_labelled(row: dict, seed: int, height: int, difficulty: float) -> tuple[frozenset[str], Drawing]:
-    """The findings that the row's label explains, and an eye that shows them; the same whenever it is drawn again."""
-    rng = np.random.default_rng([seed, zlib.crc32(row["path"].encode())])
-    lesions = set().union(*(sample_findings(rng, label, row["modality"]) for label in row["label"].split(" + ")))
-    findings = complete(lesions & set(LESIONS[row["modality"]]), row["modality"])
-    while True:  # until the eye is the one that the file's name says
-        drawing = draw(rng, row["modality"], findings, camera=row["camera"], height=height, difficulty=difficulty)
-        if not row["named_side"] or drawing.laterality == row["side"]:
-            return findings, drawing
-
-
 def save(image: Image.Image, file: Path, **how) -> None:
     """Save an image where no folder may be yet."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -87,8 +67,13 @@ def save(image: Image.Image, file: Path, **how) -> None:
 
 
 def write_image(root: Path, row: dict, seed: int, height: int, difficulty: float) -> dict:
-    """Draw and save one image, in part A of IDRiD again and with masks; returns its facts."""
-    findings, drawing = draw_labelled(row, seed, height, difficulty)
+    """Draw and save an eye that shows what the row's label explains, the same one whenever it is drawn again (in part A
+    of IDRiD a second time, with masks); returns its facts."""
+    rng, modality = np.random.default_rng([seed, zlib.crc32(row["path"].encode())]), row["modality"]
+    lesions = set().union(*(sample_findings(rng, label, modality) for label in row["label"].split(" + ")))
+    findings, drawing = complete(lesions & set(LESIONS[modality]), modality), None
+    while drawing is None or row["named_side"] and drawing.laterality != row["side"]:  # the eye of the file's name
+        drawing = draw(rng, modality, findings, camera=row["camera"], height=height, difficulty=difficulty)
     image = drawing.image.convert("L") if row["modality"] in ("OCT", "FFA") else drawing.image
     save(image, root / row["path"], quality=92)
     if row["part_a"]:
@@ -126,10 +111,8 @@ def write_tables(base: Path, layout: Layout, rows: list[dict]) -> None:
 def build(root, *, seed: int, train_per_pair: int, test_per_pair: int, masked_share: float, height: int,
           difficulty: float) -> None:
     """Write root/clinic/<every layout>, root/screening/<the screened ones> and root/truth.parquet.
-
     Deterministic, as every image has a seed of its own; resumable, as a journal names the images drawn so far; the
-    marker `.finished` is written last. Raises ValueError when `root` was begun with other settings.
-    """
+    marker `.finished` is written last. Raises ValueError when `root` was begun with other settings."""
     root, journal = Path(root), Path(root) / ".journal.jsonl"
     root.mkdir(parents=True, exist_ok=True)
     settings = json.dumps([seed, train_per_pair, test_per_pair, masked_share, height, difficulty])

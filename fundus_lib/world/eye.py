@@ -1,7 +1,6 @@
 """Anatomy of the en-face drawings: one eye, its background, its disc, its vessels, and the rim of the picture.
 
-The eye is a right one, mm from the fovea, x towards the nose, y down; a left one is mirrored at the end.
-"""
+The eye is a right one, mm from the fovea, x towards the nose, y down; a left one is mirrored at the end."""
 
 import numpy as np
 
@@ -82,9 +81,7 @@ def branches(rng, paths: np.ndarray, widths: np.ndarray, at: list[int], steps: i
 
 def paint_vessels(eye: Eye, image: np.ndarray, attenuated: bool, tortuous: float = 0.0) -> Layer:
     """Four arcades of a vein and an artery (two thirds of it, brighter), branching twice, fading before the fovea.
-
-    tortuous: 0..1, how far the veins go to 1.8 times their width and a winding course. Returns such veins.
-    """
+    tortuous: 0..1, how far the veins go to 1.8 times their width and a winding course. Returns such veins."""
     rng, winding, fine = eye.rng, Layer(eye.view), 4 if tortuous else 1  # bends need finer steps
     thick = eye.size * (0.6 if attenuated else 1.0) * rng.uniform(0.95, 1.15) * np.linspace(1, 0.4, 40 * fine)
     for width, reflex, absorbed in ((0.150, 0.0, (0.32, 0.62, 0.50)), (0.100, 0.3, (0.16, 0.48, 0.40))):
@@ -122,10 +119,8 @@ def paint_retina(eye: Eye, image: np.ndarray) -> None:
 
 def paint_disc(eye: Eye, image: np.ndarray, cupped: float, pale: float = 0.0, swollen: float = 0.0) -> list[np.ndarray]:
     """The disc and its cup; returns their masks (height, width).
-
     Cup/disc ratio 0.28-0.4; increased 0.72-0.85, the cup lowered until the inferior rim is the thinnest (ISNT broken).
-    pale: 0..1, towards chalk. swollen: 0..1, towards 1.55 times the size, red, in a grey halo, without edge and cup.
-    """
+    pale: 0..1, towards chalk. swollen: 0..1, towards 1.55 times the size, red, in a grey halo, without edge and cup."""
     rng, masks, radius = eye.rng, [], 0.89 * eye.size * eye.rng.uniform(0.94, 1.06) * (1 + 0.55 * swollen)
     ratio = rng.uniform(0.72, 0.85) if cupped else rng.uniform(0.28, 0.4) * (1 - 0.6 * swollen)
     if swollen:

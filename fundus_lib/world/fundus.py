@@ -1,8 +1,5 @@
-"""En-face drawings: color fundus photographs (CFP, 13 mm across) and ultra-widefield images (UWF, 30 mm).
-
-Lesions have the upper end of their real size times LESION_SIZE (a microaneurysm 1.6 times that, as it would lie below
-one pixel), so that everything stays visible at the 96 pixels that a small model sees.
-"""
+"""En-face drawings: color fundus photographs (CFP, 13 mm across) and ultra-widefield images (UWF, 30 mm). Lesions have
+the upper end of their real size times LESION_SIZE (a microaneurysm 1.6 times that), to be visible at 96 pixels."""
 
 from copy import copy
 

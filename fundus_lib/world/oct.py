@@ -17,9 +17,7 @@ def shade(where: np.ndarray, low: float, high: float, values: np.ndarray) -> np.
 
 class Scan:
     """Surfaces of one B-scan over x (width,): Bruch's membrane, RPE, photoreceptor tips (`outer`), `top`.
-
-    `bare` and `pale` (width,) are 1 along geographic atrophy and along the swollen inner retina, else 0.
-    """
+    `bare` and `pale` (width,) are 1 along geographic atrophy and along the swollen inner retina, else 0."""
 
     def __init__(self, rng, lesions: frozenset[str], view: View):
         self.rng, self.view, self.fovea = rng, view, (fovea := rng.uniform(2.5, 3.5))

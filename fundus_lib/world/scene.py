@@ -16,7 +16,6 @@ CIRCLE = np.exp(2j * np.pi * np.arange(16) / 16)
 @dataclass(frozen=True)
 class Drawing:
     """One image with its truth. Masks are (height, width) bool; positions are fractions (x, y) of width and height."""
-
     image: Image.Image
     masks: dict[str, np.ndarray]  # of the lesions, as `centres`
     centres: dict[str, list[tuple[float, float]]]
@@ -29,7 +28,6 @@ class Drawing:
 
 class View(NamedTuple):
     """A window on the retina: `scale` pixels per mm (x, y), the retinal point `origin` at pixel (0, 0)."""
-
     width: int
     height: int
     scale: tuple[float, float]
