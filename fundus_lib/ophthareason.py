@@ -48,7 +48,7 @@ def case_rows(cases: pd.DataFrame, folder: Path) -> pd.DataFrame:
         "question_id": rows.id, "images": [[str(image_path(folder, name)) for name in names] for names in rows.images],
         "prompt": [prompt(row.question, row.options, row.kind) for row in rows.itertuples()],
         "completion": [perception.answer(row.reason, row.answer) for row in rows.itertuples()],
-        "answer": rows.answer, "options": None, "kind": "open", "label": None, "modality": None,
+        "answer": rows.answer, "options": None, "kind": "open", "label": None, "modality": None, "topic": "case",
         "findings": [[] for _ in range(len(rows))]})
 
 
