@@ -251,7 +251,8 @@ def answer_all(who: Mapping[tuple[str, int], str | Path | Client], questions: pd
     asked = {key: (model, questions, settings, folder / "{}-{}.jsonl".format(*key)) for key, model in who.items()}
     if torch.cuda.is_available() or min(workers, len(who)) < 2 or any(isinstance(x, Client) for x in who.values()):
         return {key: answer_questions(*arguments) for key, arguments in asked.items()}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    quiet = {"initializer": os.environ.update, "initargs": ({"TQDM_DISABLE": "1"},)}  # bars would write into each other
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **quiet) as pool:
         running = {key: pool.submit(answer_questions, *arguments) for key, arguments in asked.items()}
         return {key: run.result() for key, run in tqdm(running.items(), "models answer", unit="model")}
 

@@ -301,7 +301,7 @@ def uadt_history(logs: pd.DataFrame) -> Figure:
 def scores_with_intervals(scores: pd.DataFrame, title: str = "Diagnosis: accuracy with 95 % intervals") -> Figure:
     """A point and its interval per setup, in groups by source. scores: setup, source, score, low, high (percent), n."""
     sources, setups = list(scores["source"].unique()), list(scores["setup"].unique())
-    figure, (ax,) = panels(1, title, (1.6 + 1.9 * len(sources), 3.2))
+    figure, (ax,) = panels(1, title, (1.6 + 1.9 * len(sources), max(3.2, 0.26 * len(setups))))  # all of the legend
     for i, setup in enumerate(setups):
         rows = scores[scores["setup"] == setup].set_index("source").reindex(sources)
         reach = np.abs(rows[["low", "high"]].to_numpy().T - rows["score"].to_numpy())
