@@ -243,6 +243,12 @@ def answer_questions(model: str | Path | Client, questions: pd.DataFrame, settin
     return [said.get(key, "") for key in keys]
 
 
+def _quiet() -> None:
+    """Before a process answers beside others: their progress bars would write into each other."""
+    plain = tqdm.__init__
+    tqdm.__init__ = lambda self, *args, **settings: plain(self, *args, **settings | {"disable": True})
+
+
 def answer_all(who: Mapping[tuple[str, int], str | Path | Client], questions: pd.DataFrame, settings, folder: Path,
                workers: int) -> dict[tuple[str, int], list[str]]:
     """`answer_questions` of the model of each (setup, seed), with a progress file in `folder`. Without a GPU `workers`
@@ -251,8 +257,7 @@ def answer_all(who: Mapping[tuple[str, int], str | Path | Client], questions: pd
     asked = {key: (model, questions, settings, folder / "{}-{}.jsonl".format(*key)) for key, model in who.items()}
     if torch.cuda.is_available() or min(workers, len(who)) < 2 or any(isinstance(x, Client) for x in who.values()):
         return {key: answer_questions(*arguments) for key, arguments in asked.items()}
-    quiet = {"initializer": os.environ.update, "initargs": ({"TQDM_DISABLE": "1"},)}  # bars would write into each other
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **quiet) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quiet) as pool:
         running = {key: pool.submit(answer_questions, *arguments) for key, arguments in asked.items()}
         return {key: run.result() for key, run in tqdm(running.items(), "models answer", unit="model")}
 
