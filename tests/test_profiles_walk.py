@@ -95,7 +95,8 @@ def checkpointed(monkeypatch):
         return out
 
     monkeypatch.setattr(modeling_utils, "checkpoint", spied)
-    monkeypatch.setattr(training, "machine_arguments", lambda *a: plain(*a) | {"gradient_checkpointing": True})
+    monkeypatch.setattr(training, "machine_arguments", lambda *a, **k: plain(*a, **k) | {
+        "gradient_checkpointing": True})
     yield kinds
     knowledge.adopt({})  # which a run of its own process would not leave behind
 
@@ -103,8 +104,8 @@ def checkpointed(monkeypatch):
 @pytest.fixture
 def written(monkeypatch):
     """The first rollout of every group is a trace: random weights earn nothing, and equals teach nothing."""
-    def decode(model, start, draws, *settings):
-        tokens = generation.decode(model, start, draws, *settings)
+    def decode(model, start, draws, *settings, **more):
+        tokens = generation.decode(model, start, draws, *settings, **more)
         tokens[:, 0] = model.generation_config.pad_token_id
         tokens[:, 0, :len(written)] = torch.tensor(written)
         return tokens
